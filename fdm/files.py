@@ -1,0 +1,67 @@
+"""Files that are whole or absent, and hashes that say what is in them."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from fdm.errors import FdmError
+
+
+def root() -> Path:
+    """The project's folder: the nearest one, from the working directory upwards, that holds `fdm` and `dvc.yaml`."""
+    here = Path.cwd()
+    for folder in [here, *here.parents]:
+        if (folder / "fdm" / "files.py").is_file() and (folder / "dvc.yaml").is_file():
+            return folder
+    raise FdmError(f"{here} is not inside the study: change to the folder that holds dvc.yaml and try again.")
+
+
+def replace(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` fill a temporary neighbour of `path`, then rename it, so that `path` is never half written.
+
+    Raises FdmError when the disk is full or the folder cannot be written; what was at `path` is then still there.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        temporary.replace(path)
+    except OSError as error:
+        reason = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
+        raise FdmError(f"{path} could not be written: {reason}. Nothing that was there is lost; make room and rerun.") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    replace(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON atomically, keys in the order given."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file's bytes, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(value: Any) -> str:
+    """Hash of a plain value by its JSON form, 12 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def code_hash(modules: Iterable[str]) -> str:
+    """Hash of the sources of modules of this package (names without `fdm.`), 12 hexadecimal digits."""
+    folder = Path(__file__).parent
+    sources = [(folder / f"{name.replace('.', '/')}.py").read_text(encoding="utf-8") for name in modules]
+    return digest(sources)

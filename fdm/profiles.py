@@ -1,0 +1,176 @@
+"""A profile: the validated parameters of one scale of the study, read from its params.yaml."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fdm.errors import FdmError
+from fdm.files import root
+from fdm.preconditioning import Framework, Kernel
+from fdm.samplers import Sampler
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+RunName = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9.]+)*$")]
+
+# The quarters of the budget at which a network is kept: the paper's 50, 100, 150 and 200 Mimg.
+SNAPSHOTS = (0.25, 0.5, 0.75, 1.0)
+
+
+class Strict(BaseModel):
+    """A table of parameters in which a misspelt key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class DatasetParams(Strict):
+    """Which images, and whether the networks are told their classes."""
+
+    name: Literal["digits", "cifar10", "ffhq", "afhqv2"]
+    resolution: Literal[8, 16, 32, 64]
+    conditional: bool
+
+
+class NetworkParams(Strict):
+    """Size of the U-Net; the framework decides between DDPM++ and NCSN++."""
+
+    model_channels: Annotated[int, Field(ge=8, multiple_of=8)]
+    channel_mult: Annotated[list[Count], Field(min_length=1)]
+    num_blocks: Count
+    attn_resolutions: list[Count]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+
+
+class TrainingParams(Strict):
+    """How a network is trained. Amounts of training are in kimg, thousands of training images."""
+
+    budget_kimg: Positive
+    batch: Count
+    lr: Positive
+    lr_ramp_kimg: Annotated[float, Field(ge=0)]
+    ema_halflife_kimg: Positive
+    ema_ramp: Positive  # the half-life is at most this share of the images seen
+    augment: Share
+    log_kimg: Positive
+    state_kimg: Positive  # how often the whole state is written, for resuming
+
+
+class EvaluationParams(Strict):
+    """What is sampled and how it is scored."""
+
+    extractor: Literal["efficientnet-lite0", "inception-v3-compat"]
+    reference: Literal["half", "all"]  # the real images to compare with; `half` leaves as many for calibration
+    samples: Annotated[int, Field(ge=16)]
+    batch: Count
+    duration_nfe: Count  # Table 1's number of evaluations, with Heun's sampler
+    nfe: Annotated[list[Count], Field(min_length=1)]  # Tables 2 and 3, and the figure
+
+
+class RunParams(Strict):
+    """One model: framework x kernel x seed, and what FDM adds."""
+
+    framework: Framework
+    kernel: Kernel
+    seed: Annotated[int, Field(ge=0, lt=2**31)]
+    multiplier: Positive = 1.0  # FDM's m
+    warmup_steps: Annotated[int, Field(ge=0)] = 0  # optimiser steps of loss-weight warm-up; 0 is none
+    channel_mult: list[Count] | None = None  # where a run's network differs from the profile's
+
+
+class Profile(Strict):
+    """All parameters of a profile."""
+
+    profile: Annotated[str, Field(pattern=r"^[a-z0-9-]+$")]
+    root: Literal[".", "../.."]
+    params_file: str
+    threads: Count
+    dataset: DatasetParams
+    network: NetworkParams
+    training: TrainingParams
+    evaluation: EvaluationParams
+    runs: Annotated[dict[RunName, RunParams], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Profile":
+        for nfe in [self.evaluation.duration_nfe, *self.evaluation.nfe]:
+            if nfe % 2 == 0 or nfe < 3:
+                raise ValueError(f"evaluation.nfe: {nfe} is not allowed; Heun's sampler needs odd numbers from 3 up")
+        for name, run in self.runs.items():
+            want = f"{run.framework}-{run.kernel}-{run.seed}"
+            if name != want:
+                raise ValueError(f"runs.{name}: a run is named framework-kernel-seed, and this one is {want}")
+            depth = len(run.channel_mult or self.network.channel_mult) - 1
+            if self.dataset.resolution % 2**depth:
+                raise ValueError(f"runs.{name}: {depth} halvings do not divide a resolution of {self.dataset.resolution}")
+        return self
+
+    @property
+    def build(self) -> Path:
+        """Folder of what DVC caches: data, features, checkpoints."""
+        return root() / "build" / self.profile
+
+    @property
+    def results(self) -> Path:
+        """Folder of what is committed: tables, figures, measurements, executed notebooks."""
+        return root() / "results" / self.profile
+
+    def run(self, name: str) -> RunParams:
+        """Parameters of one run; raises FdmError for a name that the profile does not have."""
+        if name not in self.runs:
+            raise FdmError(f"{self.params_file} has no run named {name}; it has {', '.join(self.runs)}.")
+        return self.runs[name]
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML that refuses a key given twice, which would otherwise silently win."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+        keys = [self.construct_object(key) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise FdmError(f"line {node.start_mark.line + 1}: the key {key} is given twice.")
+        return super().construct_mapping(node, deep)
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"] if part != "[key]")
+    if first["type"] == "value_error":
+        return str(first["ctx"]["error"])
+    if first["type"] == "extra_forbidden":
+        fields: Any = Profile
+        for part in first["loc"][:-1]:
+            annotation = fields.model_fields[part].annotation if hasattr(fields, "model_fields") else RunParams
+            fields = annotation if hasattr(annotation, "model_fields") else RunParams
+        return f"{key} is not a known key; allowed here are {', '.join(fields.model_fields)}"
+    if first["type"] == "missing":
+        return f"{key} is missing"
+    return f"{key}: {first['input']!r} is not allowed; {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def load(params_file: str | Path) -> Profile:
+    """Read and check a profile; raises FdmError with one sentence that names the key, the value and what is allowed.
+
+    A relative path is taken from the project's root.
+    """
+    path = root() / params_file
+    if not path.is_file():
+        known = ["digits", *sorted(p.parent.name for p in (root() / "profiles").glob("*/params.yaml"))]
+        raise FdmError(f"There is no {params_file}; the profiles are {', '.join(known)}.")
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
+        return Profile.model_validate(values)
+    except ValidationError as error:
+        raise FdmError(f"{params_file}: {_sentence(error)}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise FdmError(f"{params_file} is not valid YAML: {' '.join(str(error).split())}.") from error
+    except FdmError as error:
+        raise FdmError(f"{params_file}, {error}") from error
+
+
+def find(name: str) -> Profile:
+    """The profile of that name: `digits` from params.yaml, any other from profiles/<name>/params.yaml."""
+    return load("params.yaml" if name == "digits" else f"profiles/{name}/params.yaml")
