@@ -37,11 +37,9 @@ class Transforms(NamedTuple):
     def labels(self) -> Tensor:
         """What the network is told, (N, 9)."""
         a, r = self.angle, self.aniso_angle
-        return torch.stack(
-            [self.xflip, self.yflip, self.scale, a.cos() - 1, a.sin()]
-            + [self.aniso * r.cos(), self.aniso * r.sin(), self.shift_x, self.shift_y],
-            dim=1,
-        )
+        shift = self.shift_x, self.shift_y
+        aniso = self.aniso * r.cos(), self.aniso * r.sin()
+        return torch.stack([self.xflip, self.yflip, self.scale, a.cos() - 1, a.sin(), *aniso, *shift], dim=1)
 
 
 def draw_transforms(n: int, p: float, generator: torch.Generator) -> Transforms:

@@ -48,7 +48,7 @@ SOURCES: dict[str, Callable[[], tuple[np.ndarray, np.ndarray]]] = {"digits": dig
 def _checksum(images: Tensor, labels: Tensor) -> str:
     h = hashlib.sha256(str(tuple(images.shape)).encode())
     for tensor in (images, labels):
-        h.update(memoryview(tensor.contiguous().numpy()).cast("B"))
+        h.update(tensor.contiguous().numpy().data)
     return h.hexdigest()
 
 
@@ -62,7 +62,8 @@ def prepare(name: str, resolution: int, path: Path) -> Dataset:
     images, labels = (torch.from_numpy(array) for array in SOURCES[name]())
     if tuple(images.shape[2:]) != (resolution, resolution):
         raise FdmError(
-            f"dataset.resolution: {resolution} is not allowed; {name} has images of {images.shape[2]}x{images.shape[3]}."
+            f"dataset.resolution: {resolution} is not allowed; the images of {name} are "
+            f"{images.shape[2]}x{images.shape[3]}."
         )
     description = {"name": name, "classes": int(labels.max()) + 1, "sha256": _checksum(images, labels)}
     tensors = {"images": images.contiguous(), "labels": labels.contiguous()}

@@ -6,7 +6,7 @@ FID is the Frechet distance of Inception-v3 features and nothing else; with anot
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.error import URLError
@@ -27,23 +27,29 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_featur
 from torch_fidelity.utils import create_feature_extractor
 from tqdm import tqdm
 
-from fdm import checkpoints
-from fdm.data import Dataset, halves, to_uint8
+from fdm import checkpoints, sampling
+from fdm.data import Dataset, halves
 from fdm.errors import FdmError
 from fdm.files import code_hash, digest, replace, root, sha256, write_json
-from fdm.preconditioning import Denoiser
+from fdm.names import Sampler
 from fdm.profiles import SNAPSHOTS, Profile
-from fdm.samplers import SAMPLERS, Denoise, Sampler
 from fdm.training import CODE as TRAINING_CODE
 from fdm.training import describe, snapshot_name
 
-CODE = (*TRAINING_CODE, "evaluation")  # the modules whose source shapes a measurement
+CODE = (
+    *TRAINING_CODE,
+    "samplers.__init__",
+    "samplers.dpm_solver",
+    "samplers.heun",
+    "sampling",
+    "evaluation",
+)  # the modules whose source shapes a measurement
 
-# The noise levels that the published sampling runs between, narrowed to what the denoiser was trained for.
-SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
 KID_LIMIT = 5000  # images; the kernel matrix of KID grows with the square of it
 BOOTSTRAP = 1000  # resamples of an interval
 CALIBRATIONS = 20  # random halvings of the real images behind a calibration row
+CONTEXT = ("profile", "dataset", "run", "framework", "kernel", "seed", "duration", "kimg", "sampler", "nfe")
+ORIGIN = ("extractor", "checkpoint", "code", "device")
 GRID = 64  # samples that are kept as pictures
 METRIC = {"efficientnet-lite0": "FD(EfficientNet-Lite0)", "inception-v3-compat": "FID"}
 
@@ -123,55 +129,6 @@ def extractor(name: str, device: str = "cpu") -> tuple[Callable[[Tensor], Tensor
         return net(colour.to(device))[0].cpu()
 
     return features, h.hexdigest()[:12]
-
-
-# ---------------------------------------------------------------------------------------------------- sampling
-
-
-def draw_latents(seeds: range, shape: tuple[int, int, int], classes: int) -> tuple[Tensor, Tensor]:
-    """Standard normal latents (N, C, H, W) and class numbers (N,), sample i from seed seeds[i] alone.
-
-    So a sample is the same for every model, batch size and number of processes.
-    """
-    latents, labels = torch.empty(len(seeds), *shape), torch.zeros(len(seeds), dtype=torch.int64)
-    for i, seed in enumerate(seeds):
-        generator = torch.Generator().manual_seed(seed)
-        latents[i] = torch.randn(shape, generator=generator)
-        if classes:
-            labels[i] = torch.randint(classes, (), generator=generator)
-    return latents, labels
-
-
-def noise_range(denoiser: Denoiser) -> tuple[float, float]:
-    """The sampler's lowest and highest noise level for this denoiser."""
-    low, high = denoiser.sigma_range
-    return max(SIGMA_MIN, low), min(SIGMA_MAX, high)
-
-
-def trajectory(
-    denoiser: Denoiser, seeds: range, sampler: Sampler, nfe: int, device: str = "cpu"
-) -> Iterator[Tensor]:
-    """Yield x, float64 (N, C, H, W), from the noise to the samples of `seeds`, in `nfe` evaluations."""
-    net: Any = denoiser.model
-    latents, labels = draw_latents(seeds, (net.channels, net.resolution, net.resolution), net.label_dim)
-    latents = latents.to(device)
-    one_hot = torch.eye(net.label_dim)[labels].to(device) if net.label_dim else None
-
-    def D(x: Tensor, sigma: Tensor) -> Tensor:
-        return denoiser(x, sigma, one_hot)
-
-    denoise: Denoise = D
-    yield from SAMPLERS[sampler](denoise, latents, *noise_range(denoiser), nfe)
-
-
-@torch.inference_mode()
-def sample(
-    denoiser: Denoiser, seeds: range, sampler: Sampler, nfe: int, batch: int, device: str = "cpu"
-) -> Iterator[Tensor]:
-    """Yield the samples of `seeds` in batches, uint8 (batch, C, H, W)."""
-    for first in range(0, len(seeds), batch):
-        *_, x = trajectory(denoiser, seeds[first : first + batch], sampler, nfe, device)
-        yield to_uint8(x).cpu()
 
 
 # ----------------------------------------------------------------------------------------------------- metrics
@@ -292,11 +249,18 @@ def settings(profile: Profile) -> list[tuple[float, Sampler, int]]:
 
 
 def evaluate(
-    profile: Profile, name: str, dataset: Dataset, folder: Path, reference: Path, work: Path, device: str = "cpu"
+    profile: Profile,
+    name: str,
+    dataset: Dataset,
+    folder: Path,
+    reference: Path,
+    work: Path,
+    device: str = "cpu",
 ) -> pd.DataFrame:
     """Score the checkpoints of one run in `folder`; returns one tidy row a (duration, sampler, NFE, metric).
 
-    What is measured is kept under `work` until all is, so that an interrupted evaluation goes on.
+    What is measured is kept under `work` until all is,
+    so that an interrupted evaluation goes on.
     """
     par, run = profile.evaluation, profile.run(name)
     real, _, made_by = load_reference(profile, reference)
@@ -311,13 +275,17 @@ def evaluate(
     todo = settings(profile)
     cost = [nfe * par.samples for _, _, nfe in todo]
     progress = tqdm(total=sum(cost), unit="eval", unit_scale=True, desc=name)
+    batches = [range(first, min(first + par.batch, par.samples)) for first in range(0, par.samples, par.batch)]
     for setting, evaluations in zip(todo, cost, strict=True):
         share, sampler, nfe = setting
         key = json.dumps(setting)
         if key not in done:
-            denoiser, description = checkpoints.load(folder / snapshot_name(share), expected)
-            seeds, parts = range(par.samples), []
-            for images in sample(denoiser.to(device), seeds, sampler, nfe, par.batch, device):
+            path = folder / snapshot_name(share)
+            _, description = checkpoints.load(path, expected)
+            parts = []
+            for images in sampling.sample_checkpoint(
+                path, hashes[share], batches, sampler, nfe, device, profile.threads
+            ):
                 parts.append(features(images))
                 progress.update(nfe * len(images))
             context = {
@@ -338,9 +306,8 @@ def evaluate(
             progress.update(evaluations)
     progress.close()
     memory.unlink(missing_ok=True)
-    columns = ["profile", "dataset", "run", "framework", "kernel", "seed", "duration", "kimg", "sampler", "nfe",
-               "metric", "value", "low", "high", "n", "n_reference", "extractor", "checkpoint", "code", "device"]  # fmt: skip
-    return pd.DataFrame([row for setting in todo for row in done[json.dumps(setting)]])[columns]
+    rows = [row for setting in todo for row in done[json.dumps(setting)]]
+    return pd.DataFrame(rows)[[*CONTEXT, "metric", "value", "low", "high", "n", "n_reference", *ORIGIN]]
 
 
 def _exists(path: Path) -> Path:
@@ -356,7 +323,12 @@ def pictures(profile: Profile, folder: Path, path: Path, device: str = "cpu") ->
     """
     denoiser, _ = checkpoints.load(folder / snapshot_name(1.0))
     denoiser.to(device)
-    nfe, batch = profile.evaluation.duration_nfe, profile.evaluation.batch
-    grid = torch.cat(list(sample(denoiser, range(GRID), "heun", nfe, batch, device)))
-    steps = torch.cat(list(trajectory(denoiser, range(1), "heun", nfe, device))).float().cpu()
+    nfe = profile.evaluation.duration_nfe
+    grid = sampling.sample(denoiser, range(GRID), "heun", nfe, device)
+    steps = torch.cat(list(sampling.trajectory(denoiser, range(1), "heun", nfe, device))).float().cpu()
     replace(path, lambda part: save_file({"grid": grid, "trajectory": steps}, part))
+
+
+def device() -> str:
+    """Where networks run: a CUDA device where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -33,7 +33,9 @@ def replace(path: Path, write: Callable[[Path], Any]) -> None:
         temporary.replace(path)
     except OSError as error:
         reason = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
-        raise FdmError(f"{path} could not be written: {reason}. Nothing that was there is lost; make room and rerun.") from error
+        raise FdmError(
+            f"{path} could not be written: {reason}. Nothing that was there is lost; make room and rerun."
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

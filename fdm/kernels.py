@@ -94,12 +94,11 @@ def oscillator(tau: Array, damping: float) -> Array:
     return (fast * _exp(-slow * tau) - slow * _exp(-fast * tau)) / (fast - slow)
 
 
-def decay_rate(damping: Array) -> Array:
+def decay_rate(damping: np.ndarray) -> np.ndarray:
     """Rate at which the oscillator's envelope decays in the end: zeta up to 1, zeta - sqrt(zeta^2 - 1) above.
 
     Its maximum, 1, is at critical damping: the sense in which no other ratio is faster.
     """
-    damping = np.asarray(damping, dtype=float)
     return damping - np.sqrt(np.maximum(damping**2 - 1, 0))
 
 

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from fdm import kernels
-from fdm.preconditioning import SIGMA_DATA, SIGMA_RANGE, Denoiser, Framework
+from fdm.names import Framework
+from fdm.preconditioning import SIGMA_DATA, SIGMA_RANGE, Denoiser
 
 P_MEAN, P_STD = -1.2, 1.2  # EDM's log-normal law of sigma (arXiv 2206.00364, Table 1)
 CEILING_START, CEILING_END = 5.0, 500.0  # FDM's warm-up, claim C5

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Architecture = Literal["ddpmpp", "ncsnpp"]
+from fdm.names import Architecture
+
 SKIP_SCALE = math.sqrt(0.5)  # keeps the variance of a sum of two branches
 
 
@@ -93,9 +94,7 @@ class UNetBlock(nn.Module):
         super().__init__()
         self.cin, self.dropout = cin, dropout
         self.norm0 = group_norm(cin)
-        self.conv0: nn.Conv2d = (
-            ResampleConv(cin, cout, 3, taps, direction) if direction else conv(cin, cout, 3)
-        )
+        self.conv0: nn.Conv2d = ResampleConv(cin, cout, 3, taps, direction) if direction else conv(cin, cout, 3)
         self.affine = linear(emb_channels, cout)
         self.norm1 = group_norm(cout)
         self.conv1 = conv(cout, cout, 3, gain=1e-5)
@@ -130,11 +129,11 @@ class PositionalEmbedding(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.half = channels // 2
+        self.pairs = channels // 2
 
     def forward(self, noise_labels: Tensor) -> Tensor:
         """(N,) -> (N, channels), sines first."""
-        exponents = torch.arange(self.half, dtype=torch.float32, device=noise_labels.device) / (self.half - 1)
+        exponents = torch.arange(self.pairs, dtype=torch.float32, device=noise_labels.device) / (self.pairs - 1)
         angles = noise_labels.outer((1 / 10000) ** exponents)
         return torch.cat([angles.sin(), angles.cos()], dim=1)
 
@@ -191,7 +190,9 @@ class UNet(nn.Module):
         self.map_layer0 = linear(noise_channels, emb_channels)
         self.map_layer1 = linear(emb_channels, emb_channels)
 
-        def block(cin: int, cout: int, direction: Literal["up", "down"] | None = None, attention: bool = False):
+        def block(
+            cin: int, cout: int, direction: Literal["up", "down"] | None = None, attention: bool = False
+        ) -> UNetBlock:
             return UNetBlock(cin, cout, emb_channels, dropout, taps, direction, attention)
 
         self.enc = nn.ModuleDict()
@@ -247,7 +248,7 @@ class UNet(nn.Module):
             emb = emb + self.map_augment(augment_labels)
         emb = F.silu(self.map_layer1(F.silu(self.map_layer0(emb))))
 
-        aux, skips = x, []
+        aux, skips = x, list[Tensor]()
         for layer in self.enc.values():
             if isinstance(layer, UNetBlock):
                 x = layer(x, emb)

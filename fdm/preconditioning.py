@@ -11,9 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fdm import kernels
-
-Framework = Literal["vp", "ve", "edm"]
-Kernel = Literal["baseline", "fdm"]
+from fdm.names import Framework, Kernel
 
 SIGMA_DATA = 0.5  # standard deviation that EDM assumes of images scaled to [-1, 1]
 M_VP = 1000  # VP's networks count time from 0 to M - 1
@@ -103,7 +101,11 @@ class Denoiser(nn.Module):
         return SIGMA_RANGE[self.framework]
 
     def forward(
-        self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None, augment_labels: Tensor | None = None
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        class_labels: Tensor | None = None,
+        augment_labels: Tensor | None = None,
     ) -> Tensor:
         """Expected clean image, float32, (N, C, H, W), given x (N, C, H, W) at noise levels sigma, (N,) or ().
 

@@ -8,8 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from fdm.errors import FdmError
 from fdm.files import root
-from fdm.preconditioning import Framework, Kernel
-from fdm.samplers import Sampler
+from fdm.names import Framework, Kernel
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -104,7 +103,9 @@ class Profile(Strict):
                 raise ValueError(f"runs.{name}: a run is named framework-kernel-seed, and this one is {want}")
             depth = len(run.channel_mult or self.network.channel_mult) - 1
             if self.dataset.resolution % 2**depth:
-                raise ValueError(f"runs.{name}: {depth} halvings do not divide a resolution of {self.dataset.resolution}")
+                raise ValueError(
+                    f"runs.{name}: {depth} halvings do not divide a resolution of {self.dataset.resolution}"
+                )
         return self
 
     @property
@@ -128,7 +129,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     """YAML that refuses a key given twice, which would otherwise silently win."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict:
-        keys = [self.construct_object(key) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        keys = [self.construct_object(key) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
                 raise FdmError(f"line {node.start_mark.line + 1}: the key {key} is given twice.")
@@ -161,7 +162,7 @@ def load(params_file: str | Path) -> Profile:
         known = ["digits", *sorted(p.parent.name for p in (root() / "profiles").glob("*/params.yaml"))]
         raise FdmError(f"There is no {params_file}; the profiles are {', '.join(known)}.")
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
+        values = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
         return Profile.model_validate(values)
     except ValidationError as error:
         raise FdmError(f"{params_file}: {_sentence(error)}.") from error

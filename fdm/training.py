@@ -4,6 +4,7 @@ Everything random in step k follows from (seed, k): the images, the noise, the a
 state is therefore weights, their average, the optimiser and k, and a resumed training goes on to the same bits.
 """
 
+import functools
 import json
 import math
 import shutil
@@ -26,8 +27,8 @@ from fdm.profiles import SNAPSHOTS, Profile
 
 # The modules whose source shapes a trained network; a test compares the list with the imports.
 CODE = (
-    "augmentation", "checkpoints", "data", "errors", "files", "kernels", "losses", "networks", "preconditioning",
-    "profiles", "samplers.__init__", "samplers.dpm_solver", "samplers.heun", "training",
+    "augmentation", "checkpoints", "data", "errors", "files", "kernels", "losses", "names", "networks",
+    "preconditioning", "profiles", "training",
 )  # fmt: skip
 
 
@@ -121,7 +122,8 @@ def train(
         print(f"{name}: resuming at {resumed_kimg:.1f} kimg from {home}", file=sys.stderr)
 
     order = Order(len(dataset.images), run.seed)
-    weights, averages = list(denoiser.parameters()), list(ema.parameters())
+    weights: list[Tensor] = list(denoiser.parameters())
+    averages: list[Tensor] = list(ema.parameters())
     one_hot = torch.eye(dataset.classes)[dataset.labels] if description["network"]["label_dim"] else None
     total, count = torch.zeros((), device=device), 0
     progress = tqdm(total=steps * par.batch, initial=step * par.batch, unit="img", unit_scale=True, desc=name)
@@ -166,7 +168,12 @@ def train(
             progress.set_postfix(loss=f"{mean:.4f}", refresh=False)
             total, count = torch.zeros((), device=device), 0
         if step in snapshots:
-            extra = {"run": name, "images": step * par.batch, "dataset": dataset.sha256, "code": shape["code"]}
+            extra = {
+                "run": name,
+                "images": step * par.batch,
+                "dataset": dataset.sha256,
+                "code": shape["code"],
+            }
             checkpoints.save(home / snapshots[step], ema, description | extra)
         if count == 0 and (step - saved >= state_every or step == steps):  # never between two entries of the log
             _save_state(home, denoiser, ema, optimizer, step, history)
@@ -176,7 +183,7 @@ def train(
     _log(logs, history)
     folder.mkdir(parents=True, exist_ok=True)
     for label in snapshots.values():
-        replace(folder / label, lambda part, label=label: shutil.copyfile(home / label, part))
+        replace(folder / label, functools.partial(shutil.copyfile, home / label))
     shutil.rmtree(home)
     return {"loss": history[-1]["loss"], "resumed_kimg": resumed_kimg}
 

@@ -1,5 +1,6 @@
 """Heun's second-order method with optional churn (Karras et al. 2022, arXiv 2206.00364, Algorithm 2)."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 
@@ -44,7 +45,7 @@ def heun(
     sigmas = karras_sigmas(steps, sigma_min, sigma_max).to(latents.device)
     x = latents.double() * sigmas[0]
     yield x
-    for i, (sigma, sigma_next) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+    for i, (sigma, sigma_next) in enumerate(itertools.pairwise(sigmas)):
         if S_churn > 0 and S_min <= sigma <= S_max:
             if noise is None:
                 raise ValueError("churn needs a source of noise")

@@ -1,0 +1,118 @@
+"""python -m fdm: the stages of the pipeline. People type `make repro` or `dvc repro`, which call these."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from fdm import profiles
+from fdm.errors import FdmError
+from fdm.files import root, write_text
+from fdm.profiles import Profile
+
+NOTEBOOKS = ["01_kernel", "02_train", "03_evaluate", "04_tables"]
+
+
+def check(profile: Profile, args: argparse.Namespace) -> None:
+    """Say that the parameters are valid, or what is wrong with them."""
+    print(f"{profile.params_file} is valid: {len(profile.runs)} runs of {profile.profile} on {profile.dataset.name}.")
+
+
+def code(profile: Profile, args: argparse.Namespace) -> None:
+    """Write the notebooks' code cells, which the other stages depend on."""
+    from fdm import notebooks
+
+    notebooks.extract_code(NOTEBOOKS, profile.build / "code")
+
+
+def prepare(profile: Profile, args: argparse.Namespace) -> None:
+    """Make the profile's data set."""
+    from fdm import data
+
+    dataset = data.prepare(profile.dataset.name, profile.dataset.resolution, profile.build / "dataset.safetensors")
+    print(f"{dataset.name}: {tuple(dataset.images.shape)}, {dataset.classes} classes, sha256 {dataset.sha256[:12]}")
+
+
+def reference(profile: Profile, args: argparse.Namespace) -> None:
+    """Compute the features of the real images, and the floor of each metric."""
+    import torch
+
+    from fdm import data, evaluation
+
+    torch.set_num_threads(profile.threads)
+    dataset = data.load(profile.build / "dataset.safetensors")
+    path = profile.build / "reference.safetensors"
+    evaluation.make_reference(profile, dataset, path, evaluation.device())
+    _, everything, _ = evaluation.load_reference(profile, path)
+    floor = evaluation.calibrate(profile, everything)
+    write_text(profile.results / "calibration.csv", floor.to_csv(index=False))
+    print(floor.to_string(index=False))
+
+
+def notebook(profile: Profile, args: argparse.Namespace) -> None:
+    """Execute one notebook for a profile and, with --run, for one run."""
+    from fdm import notebooks
+
+    parameters = {"params_file": profile.params_file}
+    name = args.name
+    if args.run:
+        profile.run(args.run)
+        parameters["run"] = args.run
+        name = f"{args.name}+{args.run}"
+    notebooks.execute(
+        args.name, parameters, profile.build / "notebooks" / f"{name}.ipynb",
+        profile.results / "provenance" / f"{name}.json", profile.threads,
+    )  # fmt: skip
+
+
+def publish(profile: Profile, args: argparse.Namespace) -> None:
+    """Put the executed notebooks, with their present prose, under results/<profile>/notebooks."""
+    from fdm import notebooks
+
+    names = [
+        "01_kernel",
+        *(f"{name}+{run}" for run in profile.runs for name in ("02_train", "03_evaluate")),
+        "04_tables",
+    ]
+    executed = [profile.build / "notebooks" / f"{name}.ipynb" for name in names]
+    notebooks.publish(executed, profile.results / "notebooks")
+
+
+def readme(profile: Profile, args: argparse.Namespace) -> None:
+    """Bring the README's table of verdicts up to date with the results."""
+    from fdm import study
+
+    path = root() / "README.md"
+    text = study.readme(profile)
+    if text != path.read_text(encoding="utf-8"):
+        write_text(path, text)
+        print("README.md: the table of verdicts is brought up to date.")
+
+
+COMMANDS = [check, code, prepare, reference, notebook, publish, readme]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code, 1 with one sentence on stderr when something is wrong."""
+    parser = argparse.ArgumentParser(prog="python -m fdm", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="command")
+    for function in COMMANDS:
+        command = commands.add_parser(function.__name__, help=function.__doc__, description=function.__doc__)
+        command.add_argument("--params", default="params.yaml", help="the profile's parameters (params.yaml)")
+        command.set_defaults(function=function)
+        if function is notebook:
+            command.add_argument("name", choices=NOTEBOOKS, help="which notebook")
+            command.add_argument("--run", help="for which run of the profile")
+    args = parser.parse_args(argv)
+    try:
+        args.function(profiles.load(Path(args.params)), args)
+    except FdmError as error:
+        print(f"fdm: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("fdm: interrupted; what was finished is kept, and dvc repro goes on from there.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,194 @@
+"""Notebooks as stages of the pipeline: execute, normalise so that equal results are equal bytes, and publish.
+
+A stage depends on a notebook's code alone. Its executed copy is published with the prose as it stands, so that
+better words retrain nothing.
+"""
+
+import functools
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from jupyter_client.manager import AsyncKernelManager
+from nbformat import NotebookNode
+
+from fdm.errors import FdmError
+from fdm.files import digest, replace, root, write_json, write_text
+
+VERSIONS = (
+    "torch",
+    "numpy",
+    "scipy",
+    "torch-fidelity",
+    "dvc",
+    "dvclive",
+    "papermill",
+    "matplotlib",
+    "pandas",
+)
+
+
+class _PrivateKernel(AsyncKernelManager):
+    """A kernel that talks over sockets in the file system, which other users of the machine cannot read."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**(kwargs | {"transport": "ipc"}))
+
+
+def read(path: Path) -> NotebookNode:
+    """Read a notebook; raises FdmError when it is missing or no notebook."""
+    try:
+        return nbformat.read(path, as_version=4)
+    except (OSError, ValueError, nbformat.ValidationError) as error:
+        raise FdmError(f"The notebook {path} cannot be read ({str(error).splitlines()[0]}).") from error
+
+
+def code(notebook: NotebookNode) -> str:
+    """The code cells alone, in the percent format."""
+    return "\n\n".join(f"# %%\n{cell.source}" for cell in notebook.cells if cell.cell_type == "code") + "\n"
+
+
+def normalise(notebook: NotebookNode) -> NotebookNode:
+    """Drop what differs between two equal executions: times, random ids, stderr, chunks of stdout."""
+    notebook.metadata = NotebookNode(
+        kernelspec=NotebookNode(display_name="Python 3", language="python", name="python3"),
+        language_info=NotebookNode(name="python"),
+    )
+    for number, cell in enumerate(notebook.cells):
+        tags = cell.metadata.get("tags", [])
+        cell.metadata = NotebookNode(tags=tags) if tags else NotebookNode()
+        cell.id = f"{number:02d}-{digest(cell.source)[:8]}"
+        if cell.cell_type != "code":
+            continue
+        outputs: list[NotebookNode] = []
+        for output in cell.outputs:
+            output.get("metadata", {}).clear()
+            if output.output_type == "stream" and output.name == "stderr":
+                continue
+            if output.output_type == "stream" and outputs and outputs[-1].output_type == "stream":
+                outputs[-1].text += output.text
+                continue
+            outputs.append(output)
+        cell.outputs = outputs
+    return notebook
+
+
+def weave(source: NotebookNode, executed: NotebookNode) -> NotebookNode:
+    """The executed notebook with the prose of its source; raises ValueError when their code differs."""
+    injected = [cell for cell in executed.cells if "injected-parameters" in cell.metadata.get("tags", [])]
+    done = [cell for cell in executed.cells if cell.cell_type == "code" and cell not in injected]
+    woven = []
+    for cell in source.cells:
+        if cell.cell_type != "code":
+            woven.append(cell)
+            continue
+        if not done or done[0].source != cell.source:
+            raise ValueError("the code of the source is not the code that was executed")
+        woven.append(done.pop(0))
+        if "parameters" in cell.metadata.get("tags", []):
+            woven += injected
+    if done:
+        raise ValueError("the code of the source is not the code that was executed")
+    return normalise(nbformat.v4.new_notebook(cells=woven))
+
+
+def execute(name: str, parameters: dict[str, Any], output: Path, provenance: Path, threads: int) -> None:
+    """Execute notebooks/<name>.ipynb with `parameters` and write the normalised copy to `output`.
+
+    What the notebook writes to stderr, its progress bars, goes on to the terminal. `provenance` is written when
+    the results are not those it already tells of. Raises FdmError with the sentence of a failed cell.
+    """
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    source = root() / "notebooks" / f"{name}.ipynb"
+    read(source)
+    unknown = parameters.keys() - papermill.inspect_notebook(str(source)).keys()
+    if unknown:
+        raise FdmError(f"{source.name} has no parameter named {', '.join(sorted(unknown))}.")
+    os.environ |= {
+        "PYTHONPATH": os.pathsep.join([str(root()), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "OMP_NUM_THREADS": str(threads),
+        "TQDM_MININTERVAL": "0.5" if sys.stderr.isatty() else "15",
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    }
+    failed = root() / "work" / "failed" / output.name
+    failed.parent.mkdir(parents=True, exist_ok=True)
+    started = time.time()
+    try:
+        executed = papermill.execute_notebook(
+            str(source), str(failed), parameters=parameters, cwd=str(root()), kernel_name="python3",
+            progress_bar=False, log_output=False, stderr_file=sys.stderr, kernel_manager_class=_PrivateKernel,
+        )  # fmt: skip
+    except PapermillExecutionError as error:
+        if error.ename == "FdmError":
+            raise FdmError(str(error.evalue)) from None
+        raise FdmError(f"{name} failed with {error.ename}: {error.evalue} (see {failed}).") from None
+    failed.unlink()
+    executed = normalise(executed)
+    replace(output, lambda part: nbformat.write(executed, part))
+    content = digest(json.loads(nbformat.writes(executed)))
+    if not provenance.exists() or json.loads(provenance.read_text()).get("content") != content:
+        write_json(provenance, {"notebook": name, "parameters": parameters, "content": content, **origin(started)})
+
+
+def origin(started: float) -> dict[str, Any]:
+    """When, where and with what the calling process worked since `started` (seconds since the epoch)."""
+    import torch
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=root(), capture_output=True, text=True).stdout.strip()
+
+    changed = [line for line in git("status", "--porcelain", "--untracked-files=no").splitlines()
+               if not line[3:].startswith(("results/", "dvc.lock", "profiles/"))]  # fmt: skip
+    cpu = next(
+        (line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
+        platform.processor(),
+    )
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+        "seconds": round(time.time() - started, 1),
+        "revision": git("rev-parse", "HEAD"),
+        "changed_since_revision": changed,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu,
+        "cores": os.cpu_count(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in VERSIONS},
+    }
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
+
+
+def extract_code(names: list[str], folder: Path) -> None:
+    """Write the code of notebooks/<name>.ipynb to <folder>/<name>.py, for stages to depend on."""
+    for name in names:
+        write_text(folder / f"{name}.py", code(read(root() / "notebooks" / f"{name}.ipynb")))
+
+
+def publish(executed: list[Path], folder: Path) -> None:
+    """Write executed notebooks, named <source>[+<run>].ipynb, to `folder` with the prose of their sources."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in executed:
+        source = read(root() / "notebooks" / f"{path.stem.split('+')[0]}.ipynb")
+        try:
+            woven = weave(source, read(path))
+        except ValueError as error:
+            raise FdmError(f"{path.name} cannot be published: {error}; run dvc repro.") from error
+        replace(folder / path.name, functools.partial(nbformat.write, woven))
+    wanted = {path.name for path in executed}
+    for stale in folder.glob("*.ipynb"):
+        if stale.name not in wanted:
+            stale.unlink()

@@ -1,0 +1,180 @@
+"""One visual language: colour and marker tell the framework, line and fill the kernel.
+
+The colours are Okabe and Ito's, which colour-blind readers can tell apart; markers and dashes tell the same in grey.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fdm.files import replace
+from fdm.study import DATA, MODELS, frechet, label
+
+COLOUR = {"vp": "#0072B2", "ve": "#D55E00", "edm": "#009E73"}
+MARKER = {"vp": "o", "ve": "s", "edm": "^"}
+GREY = "#666666"
+
+
+def use_style() -> None:
+    """Set the style for all figures, and make equal figures equal bytes."""
+    sns.set_theme(context="notebook", style="ticks", font_scale=0.85)
+    matplotlib.rcParams.update(
+        {
+            "svg.hashsalt": "fdm",
+            "svg.fonttype": "path",
+            "figure.dpi": 100,
+            "savefig.dpi": 150,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "grid.alpha": 0.25,
+            "legend.frameon": False,
+        }
+    )
+
+
+def save(figure: Figure, folder: Path, name: str) -> None:
+    """Write <name>.svg and <name>.png without dates, so that the same figure is the same file."""
+    for suffix in ("svg", "png"):
+        metadata: dict[str, Any] = {"Date": None} if suffix == "svg" else {"Software": None}
+
+        def write(part: Path, suffix: str = suffix, metadata: dict = metadata) -> None:
+            figure.savefig(part, format=suffix, metadata=metadata, bbox_inches="tight")
+
+        replace(folder / f"{name}.{suffix}", write)
+
+
+def style(framework: str, kernel: str) -> dict[str, Any]:
+    """Line and marker of a model: baseline dashed and hollow, FDM solid and full."""
+    fdm = kernel == "fdm"
+    return {
+        "color": COLOUR[framework], "marker": MARKER[framework], "linestyle": "-" if fdm else "--",
+        "markerfacecolor": COLOUR[framework] if fdm else "white", "markersize": 6, "label": label(framework, kernel),
+    }  # fmt: skip
+
+
+def _lines(ax: Axes, rows: pd.DataFrame, x: str, y: str = "value", **kwargs: Any) -> None:
+    for framework, kernel in MODELS:
+        part = rows[(rows["framework"] == framework) & (rows["kernel"] == kernel)]
+        if len(part):
+            line = part.groupby(x)[y].mean()
+            ax.plot(line.index, line.to_numpy(), **(style(framework, kernel) | kwargs))
+
+
+def _floor(ax: Axes, floor: pd.Series) -> None:
+    ax.axhspan(floor["low"], floor["high"], color=GREY, alpha=0.2, lw=0)
+    ax.axhline(floor["value"], color=GREY, lw=1, ls=":", label="real against real")
+
+
+def _caption(rows: pd.DataFrame) -> str:
+    return f"{frechet(rows)}, n = {int(rows['n'].iloc[0]):,}"
+
+
+def quality_by_duration(rows: pd.DataFrame, floor: pd.Series, nfe: int) -> Figure:
+    """Frechet distance against the images trained on, beside the floor."""
+    rows = rows[(rows["metric"] == frechet(rows)) & (rows["sampler"] == "heun") & (rows["nfe"] == nfe)]
+    figure, ax = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    _floor(ax, floor)
+    _lines(ax, rows, "kimg")
+    ax.set(xlabel="training images (thousands)", ylabel=_caption(rows), yscale="log")
+    ax.set_xticks(sorted(rows["kimg"].unique()), [f"{kimg:g}" for kimg in sorted(rows["kimg"].unique())])
+    ax.set_title(f"Quality against training, Heun, NFE {nfe}", loc="left")
+    figure.legend(loc="outside right upper")
+    return figure
+
+
+def quality_by_nfe(rows: pd.DataFrame, floor: pd.Series) -> Figure:
+    """Frechet distance of the fully trained models against NFE, one panel a sampler."""
+    rows = rows[(rows["metric"] == frechet(rows)) & (rows["duration"] == 1)]
+    figure, axes = plt.subplots(1, 2, figsize=(9.2, 4.2), sharey=True, layout="constrained")
+    for ax, (sampler, title) in zip(axes, {"heun": "Heun (EDM)", "dpm-solver++": "DPM-Solver++"}.items(), strict=True):
+        part = rows[rows["sampler"] == sampler]
+        _floor(ax, floor)
+        _lines(ax, part, "nfe")
+        ticks = sorted(part["nfe"].unique())
+        ax.set(xscale="log", yscale="log", xlabel="network evaluations a sample (NFE)")
+        ax.set_xticks(ticks, [str(tick) for tick in ticks])
+        ax.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+        ax.set_title(title, loc="left")
+    axes[0].set_ylabel(_caption(rows))
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper")
+    return figure
+
+
+def loss_curves(losses: pd.DataFrame) -> Figure:
+    """Training loss of each run, one panel a framework: losses of two frameworks weigh noise levels differently."""
+    frameworks = [f for f in COLOUR if f in set(losses["framework"])]
+    figure, axes = plt.subplots(
+        1, len(frameworks), figsize=(3.2 * len(frameworks), 3.2), squeeze=False, layout="constrained"
+    )
+    for ax, framework in zip(axes[0], frameworks, strict=True):
+        part = losses[losses["framework"] == framework].assign(kimg=lambda d: d["images"] / 1000)
+        _lines(ax, part, "kimg", "loss", marker="")
+        ax.set(yscale="log", xlabel="training images (thousands)", title=framework.upper())
+        ax.legend()
+    axes[0][0].set_ylabel("weighted squared error a pixel")
+    return figure
+
+
+def _picture(ax: Axes, image: np.ndarray) -> None:
+    ax.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255)
+    ax.set_axis_off()
+
+
+def _tile(images: np.ndarray, columns: int) -> np.ndarray:
+    """uint8 (N, C, H, W) to one picture (rows H, columns W, C)."""
+    rows = len(images) // columns
+    n, c, h, w = images[: rows * columns].shape
+    return images[:n].reshape(rows, columns, c, h, w).transpose(0, 3, 1, 4, 2).reshape(rows * h, columns * w, c)
+
+
+def sample_grids(grids: dict[tuple[str, str], np.ndarray], real: np.ndarray | None = None) -> Figure:
+    """Samples of each model, uint8 (64, C, H, W), all from the same latents: one place, one latent."""
+    kernels = ["baseline", "fdm"]
+    frameworks = list(dict.fromkeys(framework for framework, _ in grids))
+    figure, axes = plt.subplots(
+        2, len(frameworks), figsize=(2.9 * len(frameworks), 6.2), squeeze=False, layout="constrained"
+    )
+    for row, kernel in enumerate(kernels):
+        for column, framework in enumerate(frameworks):
+            ax = axes[row][column]
+            ax.set_axis_off()
+            if (framework, kernel) in grids:
+                _picture(ax, _tile(grids[framework, kernel], 8))
+                ax.set_title(label(framework, kernel), fontsize=11)
+    return figure
+
+
+def trajectories(paths: dict[tuple[str, str], np.ndarray], columns: int = 8) -> Figure:
+    """How one sample comes about: x at some of the steps, float (steps + 1, C, H, W), each scaled to its own range."""
+    figure, axes = plt.subplots(
+        len(paths),
+        columns,
+        figsize=(1.05 * columns + 1, 1.1 * len(paths)),
+        squeeze=False,
+        layout="constrained",
+    )
+    for row, ((framework, kernel), path) in zip(axes, paths.items(), strict=True):
+        steps = np.linspace(0, len(path) - 1, columns).round().astype(int)
+        for ax, step in zip(row, steps, strict=True):
+            x = path[step]
+            low, high = (x.min(), x.max()) if step < len(path) - 1 else (-1, 1)
+            _picture(ax, (np.clip((x - low) / (high - low), 0, 1) * 255).transpose(1, 2, 0))
+            if ax is row[0]:
+                ax.text(-0.15, 0.5, label(framework, kernel), transform=ax.transAxes, ha="right", va="center")
+            if row is axes[0]:
+                ax.set_title("noise" if step == 0 else f"step {step}", fontsize=9)
+    return figure
+
+
+def title(rows: pd.DataFrame) -> str:
+    """Data set and metric of a table of measurements, for captions."""
+    return f"{DATA[rows['dataset'].iloc[0]]}, {_caption(rows)}"

@@ -1,0 +1,136 @@
+"""What the notebooks show: the parameters they ran with, tables with their captions, files for plots."""
+
+from pathlib import Path
+
+import pandas as pd
+from IPython.display import Markdown, display
+
+from fdm import study
+from fdm.errors import FdmError
+from fdm.files import write_text
+from fdm.profiles import Profile
+from fdm.study import DATA, frechet
+
+
+def introduce(profile: Profile, notebook: str, run: str | None = None) -> None:
+    """Show which profile and run a notebook executes, with which parameters, and where its provenance lies."""
+    name = f"{notebook}+{run}" if run else notebook
+    sections = {"dataset": profile.dataset, "network": profile.network, "training": profile.training,
+                "evaluation": profile.evaluation}  # fmt: skip
+    if run:
+        sections = {"run": profile.run(run), **sections}
+    rows = [
+        f"| {title} | "
+        + ", ".join(f"{key} {value}" for key, value in section.model_dump(exclude_none=True).items())
+        + " |"
+        for title, section in sections.items()
+    ]
+    head = f"Profile **{profile.profile}**" + (f", run **{run}**" if run else f", {len(profile.runs)} runs")
+    link = (
+        f"[provenance](../provenance/{name}.json): when and where this was executed, with which versions and revision"
+    )
+    display(Markdown(f"{head} · {link}\n\n| | parameters |\n| --- | --- |\n" + "\n".join(rows)))
+
+
+def noise_levels(profile: Profile, run: str) -> pd.DataFrame:
+    """Noise levels that a run trains on, by quantile, their loss weight, and the network's input there.
+
+    `input` is the standard deviation of c_in x for images of the standard deviation 0.5 that EDM assumes.
+    """
+    import torch
+
+    from fdm import losses
+    from fdm.preconditioning import SIGMA_DATA, coefficients
+
+    par = profile.run(run)
+    draws = losses.draw(par.framework, 100_000, torch.Generator().manual_seed(0))
+    sigma = losses.sigma_of_draw(par.framework, draws).flatten()
+    shares = torch.tensor([0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99])
+    levels = sigma.quantile(shares)
+    c_in = coefficients(par.framework, par.kernel, levels, par.multiplier).c_in
+    columns = {"sigma": levels, "loss weight": losses.weight(par.framework, levels), "c_in": c_in,
+               "input": c_in * (levels**2 + SIGMA_DATA**2).sqrt()}  # fmt: skip
+    table = pd.DataFrame({key: [float(f"{v:.3g}") for v in value.tolist()] for key, value in columns.items()})
+    return table.set_axis([f"{share:.0%} of the draws lie below" for share in shares.tolist()])
+
+
+def by_metric(rows: pd.DataFrame) -> pd.DataFrame:
+    """Measurements with one column a metric."""
+    index = ["duration", "sampler", "nfe"]
+    wide = rows.pivot_table(index=index, columns="metric", values="value", sort=False)
+    return wide.round(3).reset_index()
+
+
+def answer(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
+    """Frechet distance of one run along its training, in units of the floor too."""
+    name = frechet(rows)
+    part = rows[
+        (rows["metric"] == name) & (rows["sampler"] == "heun") & (rows["nfe"] == profile.evaluation.duration_nfe)
+    ]
+    floor = float(study.calibration(profile)["value"].iloc[0])
+    return pd.DataFrame(
+        {
+            "kimg": part["kimg"],
+            name: part["value"].round(2),
+            "times the floor": (part["value"] / floor).round(2),
+        }
+    )
+
+
+def show_table(profile: Profile, number: int, folder: Path) -> None:
+    """Write the paper's table 1, 2 or 3 to `folder` and show it."""
+    rows = study.measurements(profile)
+    what = {
+        1: f"Quality against training duration, Heun's sampler, NFE {profile.evaluation.duration_nfe}",
+        2: "Quality against the number of function evaluations, EDM's Heun sampler",
+        3: "Quality against the number of function evaluations, DPM-Solver++ (single-step, order 3)",
+    }[number]
+    caption = (
+        f"Table {number}. {what}. Measured: {frechet(rows)} on {DATA[profile.dataset.name]}, lower is better, n "
+        "generated images against real ones. Published: the paper's FID, on other data at another scale; compare the "
+        "patterns, not the numbers."
+    )
+    table = study.table1(profile) if number == 1 else study.table_nfe(profile, number)
+    study.write_table(table, folder, f"table{number}", caption)
+    display(Markdown((folder / f"table{number}.md").read_text(encoding="utf-8")))
+
+
+def show_verdicts(profile: Profile, folder: Path) -> None:
+    """Write the verdicts to `folder` and show them."""
+    table = study.verdicts(profile)
+    if table.empty:
+        display(Markdown("No framework of this profile has both kernels: no verdict."))
+    study.write_table(table, folder, "verdicts", f"Verdicts on the claims, profile {profile.profile}.")
+    display(Markdown((folder / "verdicts.md").read_text(encoding="utf-8")))
+
+
+def write_plots(profile: Profile, rows: pd.DataFrame, losses: pd.DataFrame) -> None:
+    """The curves behind `dvc plots show`: one column a model, empty where nothing was measured."""
+    name, folder = frechet(rows), profile.results / "plots"
+    floor = float(study.calibration(profile)["value"].iloc[0])
+    heun = rows[(rows["metric"] == name) & (rows["sampler"] == "heun")]
+    at_nfe = heun[heun["nfe"] == profile.evaluation.duration_nfe]
+    curves = {
+        "quality_by_duration": study.wide(at_nfe, ["kimg"]).assign(Real=floor),
+        "quality_by_nfe": study.wide(heun[heun["duration"] == 1].sort_values("nfe"), ["nfe"]).assign(Real=floor),
+        "loss": study.wide(losses.assign(kimg=losses["images"] / 1000, value=losses["loss"]), ["kimg"]),
+    }
+    for key, table in curves.items():
+        write_text(folder / f"{key}.csv", table.to_csv(index=False))
+
+
+def pictures(profile: Profile) -> dict[tuple[str, str], dict]:
+    """Kept samples and trajectories of each model's first seed; see `evaluation.pictures`."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    out: dict[tuple[str, str], dict] = {}
+    for name, run in profile.runs.items():
+        path = profile.results / "runs" / name / "pictures.safetensors"
+        if (run.framework, run.kernel) in out:
+            continue
+        try:
+            out[run.framework, run.kernel] = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise FdmError(f"{path} is missing or damaged; run dvc repro to sample {name}.") from error
+    return out
