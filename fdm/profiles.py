@@ -136,17 +136,24 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _table(keys: tuple[int | str, ...]) -> type[BaseModel]:
+    """The table of parameters at that place in a profile."""
+    if not keys:
+        return Profile
+    if keys[0] == "runs":
+        return RunParams
+    table = Profile.model_fields[str(keys[0])].annotation
+    assert isinstance(table, type) and issubclass(table, BaseModel)
+    return table
+
+
 def _sentence(error: ValidationError) -> str:
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"] if part != "[key]")
     if first["type"] == "value_error":
         return str(first["ctx"]["error"])
     if first["type"] == "extra_forbidden":
-        fields: Any = Profile
-        for part in first["loc"][:-1]:
-            annotation = fields.model_fields[part].annotation if hasattr(fields, "model_fields") else RunParams
-            fields = annotation if hasattr(annotation, "model_fields") else RunParams
-        return f"{key} is not a known key; allowed here are {', '.join(fields.model_fields)}"
+        return f"{key} is not a known key; allowed here are {', '.join(_table(first['loc'][:-1]).model_fields)}"
     if first["type"] == "missing":
         return f"{key} is missing"
     return f"{key}: {first['input']!r} is not allowed; {first['msg'][0].lower()}{first['msg'][1:]}"

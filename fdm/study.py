@@ -122,7 +122,7 @@ def write_table(table: pd.DataFrame, folder: Path, name: str, caption: str) -> N
     escaped = text.map(lambda s: s.replace("%", r"\%")).rename(columns=lambda s: s.replace("%", r"\%"))
     write_text(
         folder / f"{name}.tex",
-        escaped.to_latex(index=False, caption=caption, label=f"tab:{name}", position="ht"),
+        escaped.to_latex(index=False, caption=caption.replace("%", r"\%"), label=f"tab:{name}", position="ht"),
     )
 
 

@@ -135,12 +135,13 @@ def train(
         index = order(images_seen, par.batch)
         images = to_float(dataset.images[index].to(device))
         class_labels = one_hot[index].to(device) if one_hot is not None else None
-        transforms = augmentation.draw_transforms(par.batch, par.augment, generator)
-        images = augmentation.transform(images, transforms)
+        augment_labels = None
+        if par.augment > 0:
+            transforms = augmentation.draw_transforms(par.batch, par.augment, generator)
+            images, augment_labels = augmentation.transform(images, transforms), transforms.labels()
         u = losses.draw(run.framework, par.batch, generator)
         noise = torch.randn(images.shape, generator=generator, device=device)
         ceiling = losses.weight_ceiling(step, run.warmup_steps)
-        augment_labels = transforms.labels() if par.augment > 0 else None
         loss = losses.loss(denoiser, images, u, noise, class_labels, augment_labels, ceiling)
 
         optimizer.zero_grad()

@@ -1,0 +1,58 @@
+# make repro   regenerate the tables, figures and notebooks of PROFILE (digits), in about 15 minutes on two cores
+# make test    check everything: style, types, tests, the small pipeline, the committed notebooks
+# make lab     open JupyterLab on the notebooks
+# make check   validate the parameters of PROFILE and run nothing
+# make venv    set up .venv from requirements.lock (the other targets do that when it is missing or stale)
+# make lock    resolve requirements.lock again from pyproject.toml
+# make clean   remove what the pipeline keeps for itself (build, work), not the results
+#
+# make repro PROFILE=smoke selects another profile, one of the folders in profiles/.
+
+PYTHON ?= python3
+PROFILE ?= digits
+FOLDER := $(if $(filter digits,$(PROFILE)),.,profiles/$(PROFILE))
+
+# Everything runs from .venv, with fdm from this checkout. Bytecode is kept: without it torch takes long to import.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export PYTHONPATH := $(CURDIR)
+export PYTHONDONTWRITEBYTECODE :=
+export DVC_NO_ANALYTICS := 1
+
+.PHONY: help repro test lab check venv lock clean
+
+help:
+	@sed -n '/^# make/s/^# //p' Makefile
+
+.venv/ready: requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed, and $(PYTHON) is older; try make PYTHON=python3.12." >&2; exit 1; }
+	@$(PYTHON) -m venv .venv || { echo "$(PYTHON) cannot make a virtual environment; on Debian install python3-venv." >&2; exit 1; }
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep -o '^uv==[0-9.]*' requirements.lock)"
+	.venv/bin/uv pip sync --quiet --python .venv/bin/python --require-hashes requirements.lock
+	@touch $@
+
+venv: .venv/ready
+
+repro: .venv/ready
+	@test -f $(FOLDER)/dvc.yaml || { echo "There is no profile $(PROFILE); the profiles are digits $$(ls profiles | tr '\n' ' ')." >&2; exit 1; }
+	dvc repro $(FOLDER)/dvc.yaml
+	@test $(PROFILE) != digits -o README.md -nt results/digits/tables/verdicts.csv || python -m fdm readme
+
+check: .venv/ready
+	@python -m fdm check --params $(FOLDER)/params.yaml
+
+test: .venv/ready
+	ruff check .
+	ruff format --check .
+	mypy
+	pytest --cov --cov-report=term-missing:skip-covered --durations=5 tests
+
+lab: .venv/ready
+	jupyter lab notebooks
+
+lock: .venv/ready
+	uv pip compile pyproject.toml --group dev --universal --generate-hashes --no-emit-index-url --no-header \
+		--python-version 3.11 --quiet --output-file requirements.lock
+
+clean:
+	rm -rf build work

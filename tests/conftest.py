@@ -1,0 +1,52 @@
+"""What several tests need: a study in an empty folder, and a small data set with the models' names."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from fdm import data, profiles
+from fdm.data import Dataset
+from fdm.profiles import Profile
+
+ROOT = Path(__file__).parents[1]
+ORACLES = Path(__file__).parent / "oracles"
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the parameters of all profiles and the code, as the working directory."""
+    for name in ("params.yaml", "dvc.yaml", "README.md"):
+        if (ROOT / name).exists():
+            shutil.copy(ROOT / name, tmp_path / name)
+    shutil.copytree(ROOT / "fdm", tmp_path / "fdm", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
+    shutil.copytree(ROOT / "results" / "published", tmp_path / "results" / "published")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def change(params: Path, **sections: dict[str, Any]) -> Profile:
+    """Change parameters in a profile's file and read it."""
+    values = yaml.safe_load(params.read_text())
+    for section, changes in sections.items():
+        values[section] |= changes
+    params.write_text(yaml.safe_dump(values))
+    return profiles.load(params)
+
+
+@pytest.fixture
+def smoke(study: Path) -> Profile:
+    """The smoke profile in its own study."""
+    return profiles.find("smoke")
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """The prepared digits."""
+    return data.prepare("digits", 8, tmp_path_factory.mktemp("data") / "dataset.safetensors")

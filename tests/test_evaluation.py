@@ -1,0 +1,165 @@
+"""Metrics against other formulas, and what is measured and kept."""
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from safetensors.torch import load_file
+
+from fdm import evaluation, training
+from fdm.errors import FdmError
+
+
+def test_the_frechet_distance_is_the_textbooks():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(300, 12)) @ rng.normal(size=(12, 12)), rng.normal(1, 2, size=(250, 12))
+    cov_a, cov_b = np.cov(a.T), np.cov(b.T)
+    root = scipy.linalg.sqrtm(cov_a @ cov_b)
+    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(cov_a + cov_b - 2 * np.real(root))
+    assert evaluation.frechet_distance(torch.tensor(a), torch.tensor(b)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_kid_is_unbiased_and_its_interval_covers_the_truth():
+    def cubic(x, y):
+        return (x @ y.T / x.shape[1] + 1) ** 3
+
+    rng = np.random.default_rng(0)
+    covered, values = 0, []
+    for _ in range(40):
+        x, y = rng.normal(size=(80, 6)), rng.normal(0.4, 1, size=(80, 6))
+        value, low, high, n = evaluation.kid(torch.tensor(x), torch.tensor(y))
+        kxx, kyy, kxy = cubic(x, x), cubic(y, y), cubic(x, y)
+        off = ~np.eye(80, dtype=bool)
+        assert value == pytest.approx(kxx[off].mean() + kyy[off].mean() - 2 * kxy.mean())
+        assert n == 80
+        covered += low <= TRUTH <= high
+        values.append(value)
+    assert np.mean(values) == pytest.approx(TRUTH, abs=3 * np.std(values) / np.sqrt(40))
+    assert covered >= 33  # of 40; 95 % would be 38, and the bootstrap is a little short at this n
+
+
+def _truth() -> float:
+    """KID of N(0, I) and N(0.4, I) in 6 dimensions: E k over pairs, from the moments of a scalar product."""
+    rng = np.random.default_rng(1)
+    n, total = 400_000, 0.0
+    for _ in range(10):
+        x, x2 = rng.normal(size=(2, n, 6))
+        y, y2 = x + 0.4, x2 + 0.4
+        k = [((a * b).sum(1) / 6 + 1) ** 3 for a, b in [(x, x2), (y, y2), (x, y2), (y, x2)]]
+        total += (k[0] + k[1] - k[2] - k[3]).mean()
+    return total / 10
+
+
+TRUTH = _truth()
+
+
+def test_equal_sets_are_perfect_and_far_ones_are_not():
+    x = torch.randn(100, 8, generator=torch.Generator().manual_seed(0))
+    assert evaluation.frechet_distance(x, x) == pytest.approx(0, abs=1e-6)
+    assert evaluation.precision_recall(x, x) == (1, 1)
+    assert evaluation.precision_recall(x, x + 100) == (0, 0)
+
+
+def test_precision_is_of_the_generated_and_recall_of_the_real_images():
+    generator = torch.Generator().manual_seed(0)
+    real = torch.randn(300, 2, generator=generator) * 3
+    collapsed = torch.randn(300, 2, generator=generator) * 0.1
+    precision, recall = evaluation.precision_recall(collapsed, real)
+    assert precision > 0.9
+    assert recall < 0.1
+
+
+def test_the_extractor_takes_grey_and_coloured_images_alike_and_knows_its_weights():
+    features, weights = evaluation.extractor("efficientnet-lite0")
+    grey = torch.randint(256, (4, 1, 8, 8), dtype=torch.uint8)
+    out = features(grey)
+    assert out.shape == (4, 320)
+    torch.testing.assert_close(out, features(grey.expand(-1, 3, -1, -1).contiguous()), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(out[:2], features(grey[:2]), atol=1e-4, rtol=1e-4)  # whatever the batch
+    assert len(weights) == 12
+
+
+def test_missing_inception_weights_say_what_to_download_and_where_to_put_it(study, monkeypatch):
+    from urllib.error import URLError
+
+    def offline(*args, **kwargs):
+        raise URLError("no network")
+
+    monkeypatch.setattr(evaluation, "create_feature_extractor", offline)
+    evaluation.extractor.cache_clear()
+    with pytest.raises(FdmError, match=r"download https.*weights-inception-2015-12-05.*pth and put it at .*downloads"):
+        evaluation.extractor("inception-v3-compat")
+
+
+@pytest.fixture
+def trained(smoke, digits, tmp_path):
+    """The smoke profile with one trained run and reference features."""
+    run = "edm-fdm-0"
+    training.train(smoke, run, digits, tmp_path / "checkpoints", tmp_path / "logs", tmp_path / "work")
+    evaluation.extractor.cache_clear()
+    evaluation.make_reference(smoke, digits, tmp_path / "reference.safetensors")
+    return smoke, run, digits, tmp_path / "checkpoints", tmp_path / "reference.safetensors", tmp_path / "work"
+
+
+def test_an_evaluation_measures_every_setting_and_goes_on_after_a_kill(trained, monkeypatch):
+    profile, work = trained[0], trained[-1]
+    rows = evaluation.evaluate(*trained)
+    settings = evaluation.settings(profile)
+    assert len(rows) == 4 * len(settings)
+    assert set(rows["metric"]) == {"FD(EfficientNet-Lite0)", "KID", "precision", "recall"}
+    assert rows["value"].notna().all()
+    assert (rows["n"] == profile.evaluation.samples).all()
+    assert rows["checkpoint"].nunique() == 4
+    interval = rows[rows["metric"] == "KID"]
+    assert (interval["low"] < interval["high"]).all()
+    assert not list(work.glob("*.json"))
+
+    real, count = evaluation.score, iter(range(3))
+
+    def score(*args):
+        if next(count, None) is None:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(evaluation, "score", score)
+        evaluation.evaluate(*trained)
+    calls = []
+    monkeypatch.setattr(evaluation, "score", lambda *args: calls.append(1) or real(*args))
+    again = evaluation.evaluate(*trained)
+    assert len(calls) == len(settings) - 3  # three were kept
+    assert again.to_csv() == rows.to_csv()
+
+
+def test_pictures_are_kept_small(trained, tmp_path):
+    profile, _, _, folder, _, _ = trained
+    evaluation.pictures(profile, folder, tmp_path / "pictures.safetensors")
+    kept = load_file(tmp_path / "pictures.safetensors")
+    assert kept["grid"].shape == (64, 1, 8, 8)
+    assert kept["grid"].dtype == torch.uint8
+    assert len(kept["trajectory"]) == (profile.evaluation.duration_nfe + 1) // 2 + 1
+    assert kept["trajectory"][0].std() > 40  # starts as noise of the highest level
+
+
+def test_the_wrong_checkpoint_and_damaged_references_are_refused(trained):
+    profile, run, dataset, folder, reference, work = trained
+    with pytest.raises(FdmError, match="is of another network"):
+        evaluation.evaluate(profile, "ve-baseline-0", dataset, folder, reference, work)
+    with pytest.raises(FdmError, match="was computed from other images or weights"):
+        evaluation.evaluate(profile, run, dataset._replace(sha256="0"), folder, reference, work)
+    reference.write_bytes(reference.read_bytes()[:-10])
+    with pytest.raises(FdmError, match="are damaged"):
+        evaluation.evaluate(profile, run, dataset, folder, reference, work)
+    reference.unlink()
+    with pytest.raises(FdmError, match="are missing"):
+        evaluation.evaluate(profile, run, dataset, folder, reference, work)
+
+
+def test_the_floor_is_real_against_other_real_images_at_the_same_n(smoke):
+    everything = torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
+    floor = evaluation.calibrate(smoke, everything).set_index("metric")
+    assert floor.loc["FD(EfficientNet-Lite0)", "n"] == smoke.evaluation.samples
+    assert floor.loc["FD(EfficientNet-Lite0)", "n_reference"] == 200
+    assert floor.loc["KID", "low"] < 0 < floor.loc["KID", "high"]  # equal distributions
+    assert (floor["low"] <= floor["value"]).all()
+    assert (floor["value"] <= floor["high"]).all()
