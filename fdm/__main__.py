@@ -1,6 +1,7 @@
 """python -m fdm: the stages of the pipeline. People type `make repro` or `dvc repro`, which call these."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -88,6 +89,14 @@ def readme(profile: Profile, args: argparse.Namespace) -> None:
         print("README.md: the table of verdicts is brought up to date.")
 
 
+def import_checkpoint(args: argparse.Namespace) -> None:
+    """Turn a published network pickle into safetensors and JSON, running nothing from the file."""
+    from fdm import published
+
+    path = published.import_checkpoint(args.file, args.out)
+    print(f"{path}: {published.checkpoints.describe(path)['denoiser']}")
+
+
 COMMANDS = [check, code, prepare, reference, notebook, publish, readme]
 
 
@@ -102,9 +111,18 @@ def main(argv: list[str] | None = None) -> int:
         if function is notebook:
             command.add_argument("name", choices=NOTEBOOKS, help="which notebook")
             command.add_argument("--run", help="for which run of the profile")
+    command = commands.add_parser("import-checkpoint", help=import_checkpoint.__doc__)
+    command.add_argument("file", type=Path, help="edm-*.pkl or network-snapshot-*.pkl")
+    command.add_argument("--out", type=Path, required=True, help="folder for <name>.safetensors and <name>.json")
+    command.set_defaults(function=import_checkpoint, params=None)
     args = parser.parse_args(argv)
+    # In a log, a progress bar is a line now and then; tqdm reads this when it is first imported.
+    os.environ.setdefault("TQDM_MININTERVAL", "0.5" if sys.stderr.isatty() else "15")
     try:
-        args.function(profiles.load(Path(args.params)), args)
+        if args.params:
+            args.function(profiles.load(Path(args.params)), args)
+        else:
+            args.function(args)
     except FdmError as error:
         print(f"fdm: {error}", file=sys.stderr)
         return 1

@@ -116,7 +116,6 @@ def execute(name: str, parameters: dict[str, Any], output: Path, provenance: Pat
     os.environ |= {
         "PYTHONPATH": os.pathsep.join([str(root()), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "OMP_NUM_THREADS": str(threads),
-        "TQDM_MININTERVAL": "0.5" if sys.stderr.isatty() else "15",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }
     failed = root() / "work" / "failed" / output.name
@@ -126,6 +125,7 @@ def execute(name: str, parameters: dict[str, Any], output: Path, provenance: Pat
         executed = papermill.execute_notebook(
             str(source), str(failed), parameters=parameters, cwd=str(root()), kernel_name="python3",
             progress_bar=False, log_output=False, stderr_file=sys.stderr, kernel_manager_class=_PrivateKernel,
+            extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # it reports its own shutdown as an error
         )  # fmt: skip
     except PapermillExecutionError as error:
         if error.ename == "FdmError":

@@ -125,24 +125,26 @@ def loss_curves(losses: pd.DataFrame) -> Figure:
 
 
 def _picture(ax: Axes, image: np.ndarray) -> None:
-    ax.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255)
+    ax.imshow(
+        image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255, interpolation="nearest"
+    )
     ax.set_axis_off()
 
 
 def _tile(images: np.ndarray, columns: int) -> np.ndarray:
-    """uint8 (N, C, H, W) to one picture (rows H, columns W, C)."""
+    """uint8 (N, C, H, W) to one picture (rows (H+2), columns (W+2), C), with grey lines between the images."""
+    images = np.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=110)
     rows = len(images) // columns
     n, c, h, w = images[: rows * columns].shape
     return images[:n].reshape(rows, columns, c, h, w).transpose(0, 3, 1, 4, 2).reshape(rows * h, columns * w, c)
 
 
-def sample_grids(grids: dict[tuple[str, str], np.ndarray], real: np.ndarray | None = None) -> Figure:
+def sample_grids(grids: dict[tuple[str, str], np.ndarray]) -> Figure:
     """Samples of each model, uint8 (64, C, H, W), all from the same latents: one place, one latent."""
-    kernels = ["baseline", "fdm"]
+    kernels = list(dict.fromkeys(kernel for _, kernel in grids))
     frameworks = list(dict.fromkeys(framework for framework, _ in grids))
-    figure, axes = plt.subplots(
-        2, len(frameworks), figsize=(2.9 * len(frameworks), 6.2), squeeze=False, layout="constrained"
-    )
+    size = (2.9 * len(frameworks), 3.1 * len(kernels))
+    figure, axes = plt.subplots(len(kernels), len(frameworks), figsize=size, squeeze=False, layout="constrained")
     for row, kernel in enumerate(kernels):
         for column, framework in enumerate(frameworks):
             ax = axes[row][column]

@@ -234,9 +234,14 @@ def summary(profile: Profile) -> dict[str, Any]:
 
 
 def readme_section(profile: Profile) -> str:
-    """The verdicts in Markdown, for the README."""
-    table = pd.read_csv(profile.results / "tables" / "verdicts.csv")
-    return markdown(table.map(_cell))
+    """The verdicts in Markdown, with what they were measured on, for the README."""
+    table = read(profile.results / "tables" / "verdicts.csv")
+    floor, side = calibration(profile).iloc[0], profile.dataset.resolution
+    return (
+        f"Measured on {DATA[profile.dataset.name]} ({side}×{side}), {profile.training.budget_kimg:g} thousand training "
+        f"images a run: {floor['metric']} at n = {floor['n']}, lower is better. Two sets of real images differ "
+        f"by {floor['value']:.2f}.\n\n{markdown(table.map(_cell))}"
+    )
 
 
 BEGIN, END = "<!-- verdicts: generated, see CONTRIBUTING.md -->", "<!-- end of verdicts -->"

@@ -1,0 +1,234 @@
+"""Published pickles: written in their format, read without running anything; hostile ones are refused by name."""
+
+import io
+import os
+import pickle
+import struct
+import sys
+import types
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+
+from fdm import checkpoints, published
+from fdm.__main__ import main
+from fdm.errors import FdmError
+from fdm.networks import UNet
+from fdm.preconditioning import Denoiser
+
+
+@pytest.fixture
+def persistence(monkeypatch):
+    """The modules that the published pickles name, as the original has them, to write such pickles with."""
+    module = types.ModuleType("torch_utils.persistence")
+
+    def reconstruct(meta):
+        raise AssertionError("the original's function was called")
+
+    reconstruct.__module__, reconstruct.__qualname__ = "torch_utils.persistence", "_reconstruct_persistent_obj"
+    module._reconstruct_persistent_obj = reconstruct
+    util = types.ModuleType("dnnlib.util")
+    util.EasyDict = type("EasyDict", (dict,), {"__module__": "dnnlib.util"})
+    for name, value in {"torch_utils": types.ModuleType("torch_utils"), "torch_utils.persistence": module,
+                        "dnnlib": types.ModuleType("dnnlib"), "dnnlib.util": util}.items():  # fmt: skip
+        monkeypatch.setitem(sys.modules, name, value)
+
+    class Persistent:
+        def __init__(self, class_name, state):
+            self.meta = util.EasyDict(
+                type="class", version=6, module_src="raise SystemExit", class_name=class_name, state=state
+            )
+
+        def __reduce__(self):
+            return reconstruct, (self.meta,)
+
+    return Persistent, util.EasyDict
+
+
+SIZES = {
+    "img_resolution": 8, "in_channels": 3, "out_channels": 3, "label_dim": 10, "augment_dim": 9, "model_channels": 8,
+    "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4], "dropout": 0.13,
+}  # fmt: skip
+
+
+def make(framework: str, kernel: str, persistence, dtype=torch.float32, **changes):
+    """A denoiser and the dictionary that the published code would pickle for it."""
+    Persistent, EasyDict = persistence
+    ncsnpp = framework == "ve"
+    torch.manual_seed(1)
+    net = UNet("ncsnpp" if ncsnpp else "ddpmpp", 8, 3, 10, 9, 8, [1, 2], 1, [4], 0.13)
+    denoiser = Denoiser(net, framework, kernel, 2.0 if kernel == "fdm" else 1.0).eval()
+
+    def tree(module, class_name, **attributes):
+        children = OrderedDict()
+        for name, child in module.named_children():
+            if isinstance(child, torch.nn.ModuleDict):
+                children[name] = container = torch.nn.ModuleDict()
+                container._modules = OrderedDict((k, tree(v, type(v).__name__)) for k, v in child.items())
+            else:
+                children[name] = tree(child, type(child).__name__)
+        parameters = OrderedDict(
+            (k, torch.nn.Parameter(v.detach().to(dtype), requires_grad=False)) for k, v in module._parameters.items()
+            if v is not None
+        )  # fmt: skip
+        state = {"training": False, "_parameters": parameters, "_buffers": OrderedDict(module._buffers),
+                 "_modules": children, **attributes}  # fmt: skip
+        return Persistent(class_name, state)
+
+    kind = {"embedding_type": "fourier", "encoder_type": "residual", "decoder_type": "standard",
+            "channel_mult_noise": 2, "resample_filter": [1, 3, 3, 1]} if ncsnpp else {}  # fmt: skip
+    model = tree(net, "SongUNet", _init_args=(), _init_kwargs=EasyDict(SIZES | kind), img_resolution=8)
+    low, high = denoiser.sigma_range
+    ema = tree(denoiser, {"baseline": "", "fdm": "FDM_"}[kernel] + framework.upper() + "Precond",
+               img_resolution=8, img_channels=3, sigma_min=np.float64(low), sigma_max=float(high), sigma_data=0.5,
+               fdm_multiplier=2 if kernel == "fdm" else 1, **changes)  # fmt: skip
+    ema.meta["state"]["_modules"]["model"] = model
+    return denoiser, {"ema": ema, "loss_fn": Persistent("EDMLoss", {"P_mean": np.float32(-1.2)}),
+                      "augment_pipe": None, "dataset_kwargs": EasyDict(path="x.zip", size=(1, 2))}  # fmt: skip
+
+
+@pytest.mark.parametrize("framework", ["vp", "ve", "edm"])
+@pytest.mark.parametrize("kernel", ["baseline", "fdm"])
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_a_published_network_is_imported_to_the_same_function(
+    framework, kernel, protocol, persistence, tmp_path, capsys
+):
+    denoiser, content = make(framework, kernel, persistence)
+    path = tmp_path / "network-snapshot-000100.pkl"
+    path.write_bytes(pickle.dumps(content, protocol=protocol))
+    assert main(["import-checkpoint", str(path), "--out", str(tmp_path / "out")]) == 0, capsys.readouterr().err
+    imported, description = checkpoints.load(tmp_path / "out" / "network-snapshot-000100.safetensors")
+    assert (tmp_path / "out" / "network-snapshot-000100.json").is_file()
+    assert description["denoiser"]["kernel"] == kernel
+    x, sigma, labels = torch.randn(2, 3, 8, 8), torch.tensor([0.5, 5.0]), torch.eye(10)[:2]
+    assert torch.equal(imported(x, sigma, labels), denoiser(x, sigma, labels))
+
+
+def test_half_precision_is_read_and_widened(persistence, tmp_path):
+    _, content = make("edm", "baseline", persistence, dtype=torch.float16)
+    path = tmp_path / "edm.pkl"
+    path.write_bytes(pickle.dumps(content))
+    imported, _ = checkpoints.load(published.import_checkpoint(path, tmp_path))
+    assert all(p.dtype == torch.float32 for p in imported.parameters())
+
+
+class Call:
+    """Pickles as a call."""
+
+    def __init__(self, function, *args):
+        self.call = function, args
+
+    def __reduce__(self):
+        return self.call
+
+
+def storage(elements: int, raw: bytes) -> bytes:
+    """A serialised tensor storage that claims so many elements."""
+    buffer = io.BytesIO()
+    torch.save(torch.zeros(2).storage(), buffer, _use_new_zipfile_serialization=False)
+    data = buffer.getvalue()
+    return data[:-16] + struct.pack("<q", elements) + raw
+
+
+def opcode(content: bytes) -> bytes:
+    return pickle.PROTO + b"\x04" + content + b"."
+
+
+REBUILD = torch._utils._rebuild_tensor_v2
+HOSTILE = {
+    "a call to os.system": (pickle.dumps({"ema": Call(os.system, "touch hacked")}), r"the name (posix|nt|os)\.system"),
+    "eval": (pickle.dumps(Call(eval, "1")), r"the name builtins\.eval"),
+    "getattr": (pickle.dumps(Call(getattr, "", "join")), r"the name builtins\.getattr"),
+    "a class of ours": (pickle.dumps(Call(FdmError, "x")), r"the name fdm\.errors\.FdmError"),
+    "an attribute of a permitted name": (
+        opcode(b"\x8c\x0bcollections\x8c\x14OrderedDict.fromkeys\x93"),
+        r"the name collections\.OrderedDict\.fromkeys",
+    ),
+    "a persistent name": (opcode(b"\x8c\x01xQ"), "a persistent name 'x'"),
+    "an extension": (opcode(b"\x82\x01"), "the pickle opcode EXT1"),
+    "a huge byte array": (opcode(b"\x96" + struct.pack("<Q", 2**60)), "opcode BYTEARRAY8|is damaged"),
+    "a huge string": (opcode(b"\x8d" + struct.pack("<Q", 2**60)), "is damaged"),
+    "a huge memo": (opcode(b"Nr" + struct.pack("<I", 2**31)), "a LONG_BINPUT of 2147483648 in a file of"),
+    "a NumPy object": (pickle.dumps(np.dtype("O")), "a NumPy type 'O8'"),
+    "a huge storage": (
+        pickle.dumps(Call(torch.storage._load_from_bytes, storage(2**50, b"\0" * 8))),
+        "a tensor storage",
+    ),
+    "a huge tensor": (
+        pickle.dumps(Call(REBUILD, torch.zeros(4).storage(), 0, (2**40,), (0,), False, {})),
+        r"a tensor of shape \(1099511627776,\) on a storage of 4 elements",
+    ),
+    "a tensor beyond its storage": (
+        pickle.dumps(Call(REBUILD, torch.zeros(4).storage(), 2, (2,), (2,), False, {})),
+        r"a tensor of shape \(2,\) on a storage of 4 elements",
+    ),
+    "nothing": (b"", "is damaged or no pickle"),
+    "no pickle": (b"\x89PNG\r\n", "is damaged or no pickle|the pickle opcode"),
+    "no network": (pickle.dumps({"weights": 1}), "holds no network"),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:TypedStorage")
+@pytest.mark.parametrize(("content", "reason"), HOSTILE.values(), ids=HOSTILE)
+def test_hostile_files_are_refused_by_name_and_nothing_runs(content, reason, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "edm.pkl"
+    path.write_bytes(content)
+    with pytest.raises(FdmError, match=reason):
+        published.read(path)
+    assert main(["import-checkpoint", str(path), "--out", str(tmp_path / "out")]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["edm.pkl"]
+
+
+def test_a_truncated_network_is_refused_wherever_it_ends(persistence, tmp_path):
+    whole = pickle.dumps(make("edm", "fdm", persistence)[1])
+    path = tmp_path / "edm.pkl"
+    for share in (0.01, 0.3, 0.7, 0.99):
+        path.write_bytes(whole[: int(len(whole) * share)])
+        with pytest.raises(FdmError, match="is damaged"):
+            published.read(path)
+
+
+def test_a_pickle_cannot_change_the_reader(persistence, tmp_path):
+    """A pickle may set attributes on what it looks up: on stand-ins made for this file alone."""
+    # Build the class itself with a slot state that replaces its method.
+    poisoned = opcode(b"\x8c\x0bdnnlib.util\x8c\x08EasyDict\x93N}\x8c\x0c__setstate__Ns\x86b")
+    path = tmp_path / "poison.pkl"
+    path.write_bytes(poisoned)
+    with pytest.raises(FdmError):
+        published.read(path)
+    assert published._Bag.__setstate__ is not None
+    path.write_bytes(pickle.dumps(make("vp", "fdm", persistence)[1]))
+    published.import_checkpoint(path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [({"sigma_data": 0.6}, "sigma_data = 0.6, where this study has 0.5"), ({"beta_d": 3}, "beta_d = 3, where")],
+)
+def test_other_constants_are_named(changes, reason, persistence):
+    record = published.Record("FDM_EDMPrecond", {"_modules": {"model": published.Record("SongUNet", {})}} | changes)
+    with pytest.raises(FdmError, match=reason):
+        published.describe(record)
+
+
+def test_other_networks_are_named(persistence, tmp_path):
+    model = published.Record("DhariwalUNet", {})
+    with pytest.raises(FdmError, match="EDMPrecond around DhariwalUNet is none of the six models"):
+        published.describe(published.Record("EDMPrecond", {"_modules": {"model": model}}))
+    _, content = make("edm", "baseline", persistence)
+    content["ema"].meta["state"]["_modules"]["model"].meta["state"]["_init_kwargs"]["model_channels"] = 16
+    path = tmp_path / "edm.pkl"
+    path.write_bytes(pickle.dumps(content))
+    with pytest.raises(FdmError, match="does not fit its own description"):
+        published.import_checkpoint(path, tmp_path)
+
+
+def test_a_network_that_holds_itself_is_refused():
+    record = published.Record("A", {})
+    record.state["_modules"] = {"again": record}
+    with pytest.raises(FdmError, match="holds again twice"):
+        published.state_dict(record)
