@@ -164,15 +164,15 @@ def trajectories(paths: dict[tuple[str, str], np.ndarray], columns: int = 8) -> 
         squeeze=False,
         layout="constrained",
     )
-    for row, ((framework, kernel), path) in zip(axes, paths.items(), strict=True):
+    for number, (row, ((framework, kernel), path)) in enumerate(zip(axes, paths.items(), strict=True)):
         steps = np.linspace(0, len(path) - 1, columns).round().astype(int)
         for ax, step in zip(row, steps, strict=True):
             x = path[step]
             low, high = (x.min(), x.max()) if step < len(path) - 1 else (-1, 1)
             _picture(ax, (np.clip((x - low) / (high - low), 0, 1) * 255).transpose(1, 2, 0))
-            if ax is row[0]:
+            if step == 0:
                 ax.text(-0.15, 0.5, label(framework, kernel), transform=ax.transAxes, ha="right", va="center")
-            if row is axes[0]:
+            if number == 0:
                 ax.set_title("noise" if step == 0 else f"step {step}", fontsize=9)
     return figure
 

@@ -97,7 +97,9 @@ def table1(profile: Profile) -> pd.DataFrame:
     rows = measurements(profile)
     name, par = frechet(rows), profile.evaluation
     rows = rows[(rows["metric"] == name) & (rows["sampler"] == "heun") & (rows["nfe"] == par.duration_nfe)]
-    rows = rows.assign(training=[f"{d:.0%} ({k:g} kimg)" for d, k in zip(rows["duration"], rows["kimg"], strict=True)])
+    rows = rows.assign(
+        training=[f"{d:.0%} ({k:.3g} kimg)" for d, k in zip(rows["duration"], rows["kimg"], strict=True)]
+    )
     paper = published(1)
     paper["training"] = [f"{mimg / PUBLISHED_MIMG[-1]:.0%} ({mimg} Mimg)" for mimg in paper["duration_mimg"]]
     return _table(profile, rows, paper, "training")
@@ -138,7 +140,12 @@ def markdown(text: pd.DataFrame) -> str:
     """A table of strings in Markdown, numbers to the right."""
     head = "| " + " | ".join(text.columns) + " |"
     rule = (
-        "| " + " | ".join("---" if name in (*KEYS[:3], "training", "claim") else "---:" for name in text.columns) + " |"
+        "| "
+        + " | ".join(
+            "---" if name in (*KEYS[:3], "training", "claim", "framework", "verdict") else "---:"
+            for name in text.columns
+        )
+        + " |"
     )
     rows = ["| " + " | ".join(row) + " |" for row in text.itertuples(index=False)]
     return "\n".join([head, rule, *rows]) + "\n"
@@ -147,18 +154,22 @@ def markdown(text: pd.DataFrame) -> str:
 # ---------------------------------------------------------------------------------------------------- verdicts
 
 
-def judge(base_half: float, base_full: float, fdm_half: float, fdm_full: float, margin: float) -> str:
-    """The verdict on "as good for a fraction of the cost", from four Frechet distances and a margin.
+UNLEARNT = 10  # times the floor: above it a network has not learnt to draw
+
+
+def judge(base_half: float, base_full: float, fdm_half: float, fdm_full: float, margin: float, floor: float) -> str:
+    """The verdict on "as good for a fraction of the cost", from four Frechet distances, a margin and the floor.
 
     `base_full` is the baseline at full cost and `base_half` at the reduced one; the same for FDM. A difference
-    counts when it is larger than `margin`.
+    counts when it is larger than `margin`; `floor` is the distance of real images from other real images.
 
-    undecided        the baseline itself does as well at the reduced cost, so nothing is to be saved here
+    undecided        the baseline has not learnt to draw (it is above ten times the floor), or does as well at the
+                     reduced cost, so that nothing is to be saved here
     reproduced       FDM at the reduced cost is no worse than the baseline at full cost
     partly           it is worse, but FDM at full cost is better than the baseline at full cost
     not reproduced   none of these
     """
-    if base_half <= base_full + margin:
+    if base_full > UNLEARNT * floor or base_half <= base_full + margin:
         return "undecided"
     if fdm_half <= base_full + margin:
         return "reproduced"
@@ -212,7 +223,7 @@ def verdicts(profile: Profile) -> pd.DataFrame:
                     "FDM, full": fdm_full,
                     "margin": margin,
                     "seeds": seeds,
-                    "verdict": judge(base_half, base_full, fdm_half, fdm_full, margin),
+                    "verdict": judge(base_half, base_full, fdm_half, fdm_full, margin, floor["value"]),
                 }
             )
     return pd.DataFrame(out)

@@ -105,12 +105,13 @@ def test_tables_are_written_in_three_forms_with_empty_cells_where_nothing_was_me
         ((10, 10, 5, 5), "undecided"),  # the baseline does as well at the reduced cost
         ((20, 10, 10.5, 9), "reproduced"),
         ((20, 10, 15, 8), "partly"),
+        ((90, 30, 15, 8), "undecided"),  # the baseline has not learnt
         ((20, 10, 15, 10), "not reproduced"),
         ((20, 10, 25, 12), "not reproduced"),
     ],
 )
 def test_the_rule_of_the_verdicts(numbers, verdict):
-    assert tables.judge(*numbers, margin=1.0) == verdict
+    assert tables.judge(*numbers, margin=1.0, floor=2.0) == verdict
 
 
 def test_verdicts_compare_the_costs_that_they_name(profile):
