@@ -84,7 +84,7 @@ def quality_by_duration(rows: pd.DataFrame, floor: pd.Series, nfe: int) -> Figur
     _floor(ax, floor)
     _lines(ax, rows, "kimg")
     ax.set(xlabel="training images (thousands)", ylabel=_caption(rows), yscale="log")
-    ax.set_xticks(sorted(rows["kimg"].unique()), [f"{kimg:g}" for kimg in sorted(rows["kimg"].unique())])
+    ax.set_xticks(sorted(rows["kimg"].unique()), [f"{kimg:.3g}" for kimg in sorted(rows["kimg"].unique())])
     ax.set_title(f"Quality against training, Heun, NFE {nfe}", loc="left")
     figure.legend(loc="outside right upper")
     return figure
