@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from fdm.errors import FdmError
 
 
@@ -31,8 +33,9 @@ def replace(path: Path, write: Callable[[Path], Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         temporary.replace(path)
-    except OSError as error:
-        reason = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
+    except (OSError, SafetensorError, RuntimeError) as error:  # torch and safetensors have errors of their own
+        full = (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "space left" in str(error)
+        reason = "the disk is full" if full else str(error).splitlines()[0]
         raise FdmError(
             f"{path} could not be written: {reason}. Nothing that was there is lost; make room and rerun."
         ) from error

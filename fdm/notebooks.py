@@ -144,10 +144,13 @@ def origin(started: float) -> dict[str, Any]:
     import torch
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=root(), capture_output=True, text=True).stdout.strip()
+        return subprocess.run(["git", *words], cwd=root(), capture_output=True, text=True).stdout.rstrip("\n")
 
-    changed = [line for line in git("status", "--porcelain", "--untracked-files=no").splitlines()
-               if not line[3:].startswith(("results/", "dvc.lock", "profiles/"))]  # fmt: skip
+    # Beside what the pipeline writes itself, two letters of state and a blank before each name.
+    changed = [
+        line for line in git("status", "--porcelain").splitlines()
+        if not line[3:].startswith("results/") and not line.endswith("dvc.lock")
+    ]  # fmt: skip
     cpu = next(
         (line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
         platform.processor(),

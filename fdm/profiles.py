@@ -170,13 +170,23 @@ def load(params_file: str | Path) -> Profile:
         raise FdmError(f"There is no {params_file}; the profiles are {', '.join(known)}.")
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
-        return Profile.model_validate(values)
+        profile = Profile.model_validate(values)
     except ValidationError as error:
         raise FdmError(f"{params_file}: {_sentence(error)}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise FdmError(f"{params_file} is not valid YAML: {' '.join(str(error).split())}.") from error
     except FdmError as error:
         raise FdmError(f"{params_file}, {error}") from error
+    # A copy that still names the original would overwrite the original's results.
+    default = path.parent == root()
+    name = "digits" if default else path.parent.name
+    place = ("params.yaml", ".") if default else (f"profiles/{name}/params.yaml", "../..")
+    for key, value in {"profile": name, "params_file": place[0], "root": place[1]}.items():
+        if getattr(profile, key) != value:
+            raise FdmError(
+                f"{params_file}: {key}: {getattr(profile, key)!r} is not allowed; in this place it is {value!r}."
+            )
+    return profile
 
 
 def find(name: str) -> Profile:

@@ -48,6 +48,11 @@ STORAGES = {
 TORCH_MAGIC = 0x1950A86A20F9469CFC6C
 
 
+def _short(value: Any) -> str:
+    """A value for a sentence: a hostile one may be small in the file and endless when printed."""
+    return repr(value[:60]) if isinstance(value, str) else f"of type {type(value).__name__}"
+
+
 class Record:
     """An instance as it was pickled: the name of its class and its attributes."""
 
@@ -67,7 +72,7 @@ class _Dtype:
 
     def __init__(self, name: Any, *flags: Any) -> None:
         if not isinstance(name, str) or not re.fullmatch(r"[biuf][1248]", name):
-            raise Refused(f"a NumPy type {str(name)[:40]!r}")
+            raise Refused(f"a NumPy type {_short(name)}")
         self.name, self.order = name, "<"
 
     def __setstate__(self, state: tuple) -> None:
@@ -86,7 +91,7 @@ def _scalar(dtype: _Dtype, data: bytes) -> Any:
 def _record(meta: Any) -> Record:
     """An instance of one of the published code's own classes; its source text is dropped unread."""
     if not isinstance(meta, dict) or meta.get("type") != "class" or meta.get("version") != 6:
-        raise Refused(f"a record of type and version {meta.get('type') if isinstance(meta, dict) else meta!r}")
+        raise Refused("a record that is not a class of version 6")
     if not isinstance(meta.get("class_name"), str) or not isinstance(meta.get("state"), dict):
         raise Refused("a record without class name and state")
     return Record(meta["class_name"], meta["state"])
@@ -127,7 +132,7 @@ def _storage(data: Any) -> Tensor:
     def persistent(pid: Any) -> str:
         nonlocal dtype
         if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage" or not isinstance(pid[1], torch.dtype):
-            raise Refused(f"a persistent name {str(pid)[:60]!r}")
+            raise Refused(f"a persistent name {_short(pid)}")
         dtype = pid[1]
         return "storage"
 
@@ -188,7 +193,7 @@ def _load(file: io.BytesIO, names: dict[tuple[str, str], Any], persistent: Calla
 
         def persistent_load(self, pid: Any) -> Any:
             if persistent is None:
-                raise Refused(f"a persistent name {str(pid)[:60]!r}")
+                raise Refused(f"a persistent name {_short(pid)}")
             return persistent(pid)
 
     start = file.tell()
@@ -255,7 +260,8 @@ def describe(record: Record) -> dict[str, Any]:
     for name, value in constants.items():
         found = record.state.get(name, value)
         if not isinstance(found, int | float) or abs(found - value) > 1e-6 * abs(value):
-            raise FdmError(f"The network has {name} = {found!r}, where this study has {value}.")
+            shown = found if isinstance(found, int | float) else _short(found)
+            raise FdmError(f"The network has {name} = {shown}, where this study has {value}.")
 
     # Arguments as the network was made with, over the defaults of the published class.
     arguments: dict[str, Any] = {
@@ -276,7 +282,7 @@ def describe(record: Record) -> dict[str, Any]:
         for v in (arguments[k] for k in ("embedding_type", "encoder_type", "channel_mult_noise", "resample_filter"))
     )
     if found_kind != kind or arguments["decoder_type"] != "standard" or arguments["channel_mult_emb"] != 4:
-        raise FdmError(f"The network is neither DDPM++ nor NCSN++: its parts are {found_kind}.")
+        raise FdmError("The network is neither DDPM++ nor NCSN++: it embeds or resamples in another way.")
     resolution = arguments.get("img_resolution", record.state.get("img_resolution"))
     channels = arguments.get("in_channels", record.state.get("img_channels"))
     return {
@@ -304,13 +310,14 @@ def import_checkpoint(path: Path, out: Path) -> Path:
     Returns the safetensors file. Raises FdmError when the file is refused or does not fit its own description.
     """
     record = read(path)["ema"]
-    description = describe(record) | {"published": path.name, "sha256": sha256(path)}
     try:
+        description = describe(record) | {"published": path.name, "sha256": sha256(path)}
         denoiser: Denoiser = checkpoints.build(description)
         tensors = state_dict(record)
         denoiser.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise FdmError(f"{path} does not fit its own description: {str(error).splitlines()[-1].strip()}") from error
+    except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
+        reason = [type(error).__name__, *str(error)[:500].splitlines()][-1].strip()
+        raise FdmError(f"{path} does not fit its own description: {reason}") from error
     target = out / f"{path.stem}.safetensors"
     checkpoints.save(target, denoiser, description)
     write_json(target.with_suffix(".json"), description | {"parameters": sum(p.numel() for p in denoiser.parameters())})

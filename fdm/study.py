@@ -1,5 +1,7 @@
 """From measurements to the paper's tables and a verdict, by rules written down before looking.
 
+But for one: that a baseline which has not learnt decides nothing was added when VE's was seen.
+
 The published numbers are FID on other data sets at another scale; they stand beside the measured ones in every
 table, in rows of their own, and are compared with them nowhere.
 """

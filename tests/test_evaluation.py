@@ -157,9 +157,12 @@ def test_the_wrong_checkpoint_and_damaged_references_are_refused(trained):
 
 def test_the_floor_is_real_against_other_real_images_at_the_same_n(smoke):
     everything = torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
+    everything += torch.linspace(-2, 2, 400)[:, None]  # in an order, as data sets are
     floor = evaluation.calibrate(smoke, everything).set_index("metric")
     assert floor.loc["FD(EfficientNet-Lite0)", "n"] == smoke.evaluation.samples
     assert floor.loc["FD(EfficientNet-Lite0)", "n_reference"] == 200
     assert floor.loc["KID", "low"] < 0 < floor.loc["KID", "high"]  # equal distributions
+    spread = floor.loc["KID", "high"] - floor.loc["KID", "low"]
+    assert abs(floor.loc["KID", "value"]) < spread / 5  # 20 pairs: about three standard errors
     assert (floor["low"] <= floor["value"]).all()
     assert (floor["value"] <= floor["high"]).all()

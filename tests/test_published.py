@@ -183,6 +183,15 @@ def test_hostile_files_are_refused_by_name_and_nothing_runs(content, reason, tmp
     assert [p.name for p in tmp_path.iterdir()] == ["edm.pkl"]
 
 
+def test_a_small_file_whose_content_is_endless_when_printed_is_refused_at_once(tmp_path):
+    # ((x, x), (x, x)) and so on: twice as long to print at each level, and then used as a persistent name.
+    content = b"\x8c\x01x\x94" + b"".join(b"h" + bytes([i]) + b"h" + bytes([i]) + b"\x86\x94" for i in range(60))
+    path = tmp_path / "edm.pkl"
+    path.write_bytes(opcode(content + b"Q"))
+    with pytest.raises(FdmError, match="a persistent name of type tuple"):
+        published.read(path)
+
+
 def test_a_truncated_network_is_refused_wherever_it_ends(persistence, tmp_path):
     whole = pickle.dumps(make("edm", "fdm", persistence)[1])
     path = tmp_path / "edm.pkl"
@@ -194,13 +203,13 @@ def test_a_truncated_network_is_refused_wherever_it_ends(persistence, tmp_path):
 
 def test_a_pickle_cannot_change_the_reader(persistence, tmp_path):
     """A pickle may set attributes on what it looks up: on stand-ins made for this file alone."""
-    # Build the class itself with a slot state that replaces its method.
-    poisoned = opcode(b"\x8c\x0bdnnlib.util\x8c\x08EasyDict\x93N}\x8c\x0c__setstate__Ns\x86b")
+    # A name looked up, and given an attribute by the state of a BUILD.
+    poisoned = opcode(b"\x8c\x0ctorch._utils\x8c\x12_rebuild_parameter\x93N}\x8c\x06poisonK\x01s\x86b")
     path = tmp_path / "poison.pkl"
     path.write_bytes(poisoned)
-    with pytest.raises(FdmError):
+    with pytest.raises(FdmError, match="holds no network"):  # it was read to its end
         published.read(path)
-    assert published._Bag.__setstate__ is not None
+    assert not hasattr(published._parameter, "poison")
     path.write_bytes(pickle.dumps(make("vp", "fdm", persistence)[1]))
     published.import_checkpoint(path, tmp_path)
 

@@ -135,6 +135,13 @@ def test_bad_parameters_stop_with_one_sentence(study, capsys, section, changes, 
     assert error.endswith(".\n")
 
 
+def test_a_copied_profile_that_still_names_the_original_is_refused(study, capsys):
+    (study / "profiles" / "mine").mkdir()
+    (study / "profiles" / "mine" / "params.yaml").write_text((study / "params.yaml").read_text())
+    assert main(["check", "--params", "profiles/mine/params.yaml"]) == 1
+    assert "profile: 'digits' is not allowed; in this place it is 'mine'" in capsys.readouterr().err
+
+
 def test_a_missing_profile_a_duplicate_key_and_broken_yaml_are_named(study, capsys):
     assert main(["check", "--params", "profiles/nope/params.yaml"]) == 1
     assert "There is no profiles/nope/params.yaml; the profiles are digits, paper-afhqv2" in capsys.readouterr().err

@@ -1,7 +1,10 @@
 """Training: what it writes, how it resumes, and how it fails."""
 
 import errno
+import os
 import shutil
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -13,7 +16,7 @@ from fdm import checkpoints, data, files, training
 from fdm.errors import FdmError
 from fdm.files import sha256
 
-from .conftest import change
+from .conftest import ROOT, change
 
 RUN = "edm-fdm-0"
 
@@ -127,13 +130,29 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["result.csv"]
 
 
-def test_a_full_disk_during_training_is_one_sentence(quick, digits, tmp_path, monkeypatch):
-    def full(*args, **kwargs):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(FdmError, match=r"state.pt could not be written: the disk is full"):
-        run(quick, digits, tmp_path)
+@pytest.mark.parametrize("writer", ["torch.save(content, part)", "save_file(content, part)"])
+def test_a_file_that_cannot_grow_is_one_sentence_for_every_writer(tmp_path, writer):
+    """torch and safetensors raise errors of their own; a limit on the size of files stands for the full disk."""
+    (tmp_path / "state.pt").write_text("measured earlier")
+    code = f"""
+import resource, torch
+from pathlib import Path
+from safetensors.torch import save_file
+from fdm.errors import FdmError
+from fdm.files import replace
+content = dict(x=torch.zeros(9999))
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    replace(Path("state.pt"), lambda part: {writer})
+except FdmError as error:
+    print(error)
+"""
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert "state.pt could not be written: " in done.stdout, done.stderr
+    assert "Nothing that was there is lost" in done.stdout
+    assert (tmp_path / "state.pt").read_text() == "measured earlier"
+    assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]
 
 
 def test_every_image_is_seen_once_an_epoch_and_the_order_depends_on_the_seed():
