@@ -159,7 +159,7 @@ def test_a_killed_stage_loses_nothing_and_goes_on(run):
     measured = (run.path / name).read_bytes()
     command = ["dvc", "repro", "-s", f"{SMOKE}:train@edm-fdm-0"]
     process = subprocess.Popen(command, cwd=run.path, env=run.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    for _ in range(600):
+    for _ in range(3000):
         if list((run.path / "work").glob("*/state.pt")):
             break
         time.sleep(0.1)
