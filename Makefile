@@ -1,4 +1,4 @@
-# make repro   regenerate the tables, figures and notebooks of PROFILE (digits), in about 15 minutes on two cores
+# make repro   regenerate the tables, figures and notebooks of PROFILE (digits), in under 20 minutes on two cores
 # make test    check everything: style, types, tests, the small pipeline, the committed notebooks
 # make lab     open JupyterLab on the notebooks
 # make check   validate the parameters of PROFILE and run nothing
