@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 import yaml
@@ -16,6 +17,9 @@ ROOT = Path(__file__).parents[1]
 ORACLES = Path(__file__).parent / "oracles"
 
 torch.set_num_threads(1)
+# No test is timed: these machines are shared, and an example may take long for no fault of the code.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture
