@@ -18,7 +18,7 @@ export PYTHONPATH := $(CURDIR)
 export PYTHONDONTWRITEBYTECODE :=
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help repro test test-units test-pipeline lab check venv lock clean
+.PHONY: help repro test lab check venv lock clean
 
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
@@ -45,13 +45,7 @@ test: .venv/ready
 	ruff check .
 	ruff format --check .
 	mypy
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-units test-pipeline
-
-test-units: .venv/ready
-	pytest --cov --cov-report=term-missing:skip-covered tests --ignore=tests/test_pipeline.py
-
-test-pipeline: .venv/ready
-	pytest --durations=5 tests/test_pipeline.py
+	pytest --cov --cov-report=term-missing:skip-covered --durations=5 tests
 
 lab: .venv/ready
 	jupyter lab notebooks

@@ -63,7 +63,7 @@ def test_training_twice_gives_the_same_bytes_and_another_seed_others(quick, digi
     assert run(other, digits, tmp_path / "c", "edm-fdm-1")["100.safetensors"] != first["100.safetensors"]
 
 
-@pytest.mark.parametrize("step", [1, 9, 15])
+@pytest.mark.parametrize("step", [1, 5, 9, 15])
 def test_a_killed_training_resumes_to_the_same_bytes(quick, digits, tmp_path, monkeypatch, step):
     whole = run(quick, digits, tmp_path / "whole")
     with monkeypatch.context() as patch, pytest.raises(Killed):
