@@ -9,6 +9,8 @@ from typing import Literal, TypeVar
 
 import numpy as np
 import torch
+from scipy.integrate import solve_ivp
+from scipy.special import lambertw
 
 Array = TypeVar("Array", np.ndarray, torch.Tensor, float)
 
@@ -37,6 +39,11 @@ def B(t: Array) -> Array:
     return 0.5 * BETA_D * t**2 + BETA_MIN * t
 
 
+def t_of_B(B: Array) -> Array:
+    """Time in [0, 1] at which the integrated noise rate has the value B in [0, B(1)], the inverse of `B`."""
+    return (_sqrt(BETA_MIN**2 + 2 * BETA_D * B) - BETA_MIN) / BETA_D
+
+
 def scale_baseline(t: Array) -> Array:
     """Scale of the variance-preserving process without momentum, s(t) = exp(-B(t)/2)."""
     return _exp(-0.5 * B(t))
@@ -63,7 +70,17 @@ def sigma_vp(t: Array) -> Array:
 def t_vp(sigma: Array) -> Array:
     """Time in [0, 1] at which VP has the noise level sigma >= 0, the inverse of `sigma_vp`."""
     log = (1 + sigma * sigma).log() if isinstance(sigma, torch.Tensor) else np.log1p(np.square(sigma))
-    return (_sqrt(BETA_MIN**2 + 2 * BETA_D * log) - BETA_MIN) / BETA_D
+    return t_of_B(log)
+
+
+def B_at_scale(scale: np.ndarray, multiplier: float | None = None) -> np.ndarray:
+    """Integrated noise rate at which the scale has fallen to `scale`, in (0, 1]: of FDM with m, or without momentum.
+
+    (1 + mB) exp(-mB) = s is solved by Lambert's function, mB = -1 - W(-s/e) on the branch W <= -1.
+    """
+    if multiplier is None:
+        return -2 * np.log(scale)
+    return (-1 - lambertw(-np.asarray(scale) / np.e, k=-1).real) / multiplier
 
 
 def sgd_step(x: Array, eps: Array, alpha: float, beta_k: float) -> Array:
@@ -102,19 +119,50 @@ def decay_rate(damping: np.ndarray) -> np.ndarray:
     return damping - np.sqrt(np.maximum(damping**2 - 1, 0))
 
 
-def heavy_ball(steps: int, damping: float, length: float) -> np.ndarray:
-    """Mean of heavy-ball descent on x^2/2 from x = 1 at rest, the discrete form of `oscillator`.
+def heavy_ball(
+    steps: int, damping: float, length: float, noise: np.ndarray | None = None, strength: float = 0.0
+) -> np.ndarray:
+    """Heavy-ball descent on x^2/2 from x = 1 at rest, the discrete form of `oscillator`, with noise of `moments`.
 
     `steps` steps of size h = length/steps in oscillator time; learning rate h^2/(1 + zeta h) and momentum
-    gamma = (1 - zeta h)/(1 + zeta h), which are the central differences of x'' + 2 zeta x' + x = 0.
-    Returns the steps + 1 positions.
+    gamma = (1 - zeta h)/(1 + zeta h), which are the central differences of x'' + 2 zeta x' + x = g xi(tau) for
+    g = `strength` and white noise xi, given as standard normal `noise` (steps, ...), one a step. Its share in a step
+    is g h^1.5/(1 + zeta h). Returns the positions, (steps + 1, ...).
     """
     h = length / steps
     gamma = (1 - damping * h) / (1 + damping * h)
     rate = h * h / (1 + damping * h)
-    x = np.empty(steps + 1)
+    kicks = np.zeros(steps) if noise is None else strength * h**1.5 * noise
+    x = np.empty((steps + 1, *kicks.shape[1:]))
     x[0] = 1.0
-    x[1] = 1 - 0.5 * h * h  # the second-order start for x'(0) = 0
+    # The second-order start for x'(0) = 0; a third of a kick's variance has reached the position after one step.
+    x[1] = 1 - 0.5 * h * h + kicks[0] / np.sqrt(3)
     for k in range(1, steps):
-        x[k + 1] = x[k] - rate * x[k] + gamma * (x[k] - x[k - 1])
+        x[k + 1] = x[k] - rate * x[k] + gamma * (x[k] - x[k - 1]) + kicks[k] / (1 + damping * h)
     return x
+
+
+def moments(tau: np.ndarray, damping: float, strength: float | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Mean (n, 2) and covariance (n, 2, 2) of position and velocity of x'' + 2 zeta x' + x = g xi(tau).
+
+    From x = 1, x' = 0 without spread, at strictly rising times tau (n,) >= 0; xi is white noise and g = `strength`.
+    The default, 2 sqrt(zeta), is that for which the position's variance tends to 1, as in critically-damped Langevin
+    diffusion (Dockhorn et al. 2022, arXiv 2112.07068), where too the noise enters the velocity alone. The moments
+    obey the linear equations mu' = A mu and P' = A P + P A^T + diag(0, g^2), which are solved numerically.
+    """
+    g = 2 * np.sqrt(damping) if strength is None else strength
+    A = np.array([[0.0, 1.0], [-1.0, -2 * damping]])
+    Q = np.array([[0.0, 0.0], [0.0, g * g]])
+
+    def slope(_: float, y: np.ndarray) -> np.ndarray:
+        mu, P = y[:2], y[2:].reshape(2, 2)
+        return np.concatenate([A @ mu, (A @ P + P @ A.T + Q).ravel()])
+
+    start = np.array([1.0, 0, 0, 0, 0, 0])
+    solved = solve_ivp(slope, (0, max(tau[-1], 1e-12)), start, "DOP853", tau, rtol=1e-10, atol=1e-12).y.T
+    return solved[:, :2], solved[:, 2:].reshape(-1, 2, 2)
+
+
+def variance_critical(tau: Array) -> Array:
+    """Variance of the position in `moments` at critical damping: 1 - (1 + 2 tau + 2 tau^2) exp(-2 tau)."""
+    return 1 - (1 + 2 * tau + 2 * tau**2) * _exp(-2 * tau)

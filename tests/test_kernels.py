@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import quad, solve_ivp
+from scipy.linalg import expm, solve_continuous_lyapunov
 
 from fdm import kernels
 
@@ -66,6 +67,8 @@ def test_torch_and_numpy_agree():
         kernels.scale_fdm,
         kernels.sigma_vp,
         kernels.t_vp,
+        kernels.t_of_B,
+        kernels.variance_critical,
     ):
         np.testing.assert_allclose(function(t).numpy(), function(t.numpy()), rtol=1e-12)
     for damping in (0.3, 1.0, 2.0):
@@ -84,3 +87,54 @@ def test_heavy_ball_converges_with_order_two(damping):
         for n in (200, 400)
     ]
     assert np.log2(errors[0] / errors[1]) == pytest.approx(2, abs=0.1)
+
+
+@given(times)
+def test_t_inverts_B(t):
+    assert kernels.t_of_B(kernels.B(t)) == pytest.approx(t, abs=1e-12)
+
+
+@given(st.floats(1e-6, 1), st.floats(0.25, 4))
+def test_a_scale_is_reached_where_it_is_said_to_be(scale, m):
+    t = kernels.t_of_B(kernels.B_at_scale(np.array(scale), m))
+    assert kernels.scale_fdm(t, m) == pytest.approx(scale, rel=1e-6)
+    t = kernels.t_of_B(kernels.B_at_scale(np.array(scale)))
+    assert kernels.scale_baseline(t) == pytest.approx(scale, rel=1e-9)
+
+
+@given(st.floats(0.2, 4), st.floats(0.1, 3))
+def test_the_moments_are_those_of_the_matrix_exponential(damping, g):
+    tau = np.array([0.0, 0.3, 1.0, 4.0])
+    mean, covariance = kernels.moments(tau, damping, g)
+    np.testing.assert_allclose(mean[:, 0], kernels.oscillator(tau, damping), atol=1e-8)
+    A, Q = np.array([[0, 1], [-1, -2 * damping]]), np.diag([0, g * g])
+    stationary = solve_continuous_lyapunov(A, -Q)
+    for t, P in zip(tau, covariance, strict=True):
+        E = expm(A * t)
+        np.testing.assert_allclose(P, stationary - E @ stationary @ E.T, atol=1e-7 * g * g)
+        assert np.linalg.eigvalsh(P).min() > -1e-8
+
+
+@pytest.mark.parametrize("damping", [0.3, 1.0, 2.0])
+def test_the_default_strength_tends_to_unit_variance(damping):
+    _, covariance = kernels.moments(np.array([0.0, 80.0]), damping)
+    np.testing.assert_allclose(covariance[-1], np.eye(2), atol=1e-6)
+
+
+@given(st.floats(1e-3, 20))
+def test_the_critical_variance_in_closed_form(tau):
+    _, covariance = kernels.moments(np.array([0.0, tau]), 1.0)
+    assert kernels.variance_critical(tau) == pytest.approx(covariance[-1, 0, 0], abs=1e-8)
+
+
+@pytest.mark.parametrize("damping", [0.3, 1.0, 2.0])
+def test_a_noisy_heavy_ball_has_the_moments_of_the_driven_oscillator(damping):
+    steps, paths, length = 400, 20_000, 6.0
+    noise = np.random.default_rng(0).standard_normal((steps, paths))
+    x = kernels.heavy_ball(steps, damping, length, noise, strength=1.5)
+    tau = np.linspace(0, length, steps + 1)
+    mean, covariance = kernels.moments(tau, damping, 1.5)
+    variance = covariance[:, 0, 0]
+    assert (np.abs(x.mean(1) - mean[:, 0]) <= 4.5 * np.sqrt(variance / paths) + 1e-3).all()
+    # The spread of a variance is sqrt(2/n) of it; the discretisation is seen in the first steps.
+    assert (np.abs(x.var(1) - variance) <= 4.5 * np.sqrt(2 / paths) * variance + 2e-3).all()
