@@ -10,7 +10,7 @@ from fdm.errors import FdmError
 from fdm.files import root, write_text
 from fdm.profiles import Profile
 
-NOTEBOOKS = ["01_kernel", "02_train", "03_evaluate", "04_tables"]
+NOTEBOOKS = ["01_kernel", "02_train", "03_evaluate", "04_tables", "06_published_code"]
 
 
 def check(profile: Profile, args: argparse.Namespace) -> None:
@@ -49,6 +49,15 @@ def reference(profile: Profile, args: argparse.Namespace) -> None:
     print(floor.to_string(index=False))
 
 
+def fetch(profile: Profile, args: argparse.Namespace) -> None:
+    """Fetch and import the published network of one run, in a profile that trains none."""
+    from fdm import published
+
+    path = published.fetch(profile, args.run, profile.build / "checkpoints" / args.run)
+    about = published.checkpoints.describe(path)
+    print(f"{path}: {about['published']}, sha256 {about['sha256']}, {about['denoiser']}, {about['network']}")
+
+
 def notebook(profile: Profile, args: argparse.Namespace) -> None:
     """Execute one notebook for a profile and, with --run, for one run."""
     from fdm import notebooks
@@ -69,11 +78,9 @@ def publish(profile: Profile, args: argparse.Namespace) -> None:
     """Put the executed notebooks, with their present prose, under results/<profile>/notebooks."""
     from fdm import notebooks
 
-    names = [
-        "01_kernel",
-        *(f"{name}+{run}" for run in profile.runs for name in ("02_train", "03_evaluate")),
-        "04_tables",
-    ]
+    per_run = ["03_evaluate"] if profile.published else ["02_train", "03_evaluate"]
+    every_run = [f"{name}+{run}" for run in profile.runs for name in per_run]
+    names = ["01_kernel", *every_run, "04_tables", "06_published_code"]
     executed = [profile.build / "notebooks" / f"{name}.ipynb" for name in names]
     notebooks.publish(executed, profile.results / "notebooks")
 
@@ -93,11 +100,12 @@ def import_checkpoint(args: argparse.Namespace) -> None:
     """Turn a published network pickle into safetensors and JSON, running nothing from the file."""
     from fdm import published
 
-    path = published.import_checkpoint(args.file, args.out)
+    path = args.out / f"{args.file.stem}.safetensors"
+    published.import_checkpoint(args.file, path)
     print(f"{path}: {published.checkpoints.describe(path)['denoiser']}")
 
 
-COMMANDS = [check, code, prepare, reference, notebook, publish, readme]
+COMMANDS = [check, code, prepare, reference, fetch, notebook, publish, readme]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -111,6 +119,8 @@ def main(argv: list[str] | None = None) -> int:
         if function is notebook:
             command.add_argument("name", choices=NOTEBOOKS, help="which notebook")
             command.add_argument("--run", help="for which run of the profile")
+        if function is fetch:
+            command.add_argument("--run", required=True, help="which run of the profile")
     command = commands.add_parser("import-checkpoint", help=import_checkpoint.__doc__)
     command.add_argument("file", type=Path, help="edm-*.pkl or network-snapshot-*.pkl")
     command.add_argument("--out", type=Path, required=True, help="folder for <name>.safetensors and <name>.json")

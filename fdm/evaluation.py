@@ -27,17 +27,16 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_featur
 from torch_fidelity.utils import create_feature_extractor
 from tqdm import tqdm
 
-from fdm import checkpoints, sampling
+from fdm import checkpoints, sampling, training
 from fdm.data import Dataset, halves
 from fdm.errors import FdmError
 from fdm.files import code_hash, digest, replace, root, sha256, write_json
 from fdm.names import Sampler
 from fdm.profiles import SNAPSHOTS, Profile
-from fdm.training import CODE as TRAINING_CODE
-from fdm.training import describe, snapshot_name
+from fdm.training import snapshot_name
 
 CODE = (
-    *TRAINING_CODE,
+    *training.CODE,
     "samplers.__init__",
     "samplers.dpm_solver",
     "samplers.heun",
@@ -241,10 +240,27 @@ def calibrate(profile: Profile, everything: Tensor) -> pd.DataFrame:
 # -------------------------------------------------------------------------------------------------- evaluation
 
 
+def shares(profile: Profile) -> tuple[float, ...]:
+    """Shares of the training at which there is a checkpoint: of a published network, only its end."""
+    return SNAPSHOTS[-1:] if profile.published else SNAPSHOTS
+
+
+def expected(profile: Profile, name: str, dataset: Dataset) -> dict[str, Any]:
+    """What a checkpoint's description must say; of a published network, that it is of the run's model and data."""
+    if not profile.published:
+        return training.describe(profile, name, dataset)
+    run, (channels, resolution, _) = profile.run(name), dataset.shape
+    label_dim = dataset.classes if profile.dataset.conditional else 0
+    return {
+        "network": {"resolution": resolution, "channels": channels, "label_dim": label_dim},
+        "denoiser": {"framework": run.framework, "kernel": run.kernel},
+    }
+
+
 def settings(profile: Profile) -> list[tuple[float, Sampler, int]]:
     """What is measured of each run, (share of the budget, sampler, NFE): Table 1's rows, then Tables 2 and 3."""
     par = profile.evaluation
-    table1: list[tuple[float, Sampler, int]] = [(share, "heun", par.duration_nfe) for share in SNAPSHOTS]
+    table1: list[tuple[float, Sampler, int]] = [(share, "heun", par.duration_nfe) for share in shares(profile)]
     samplers: tuple[Sampler, ...] = ("heun", "dpm-solver++")
     tables23 = [(1.0, sampler, nfe) for sampler in samplers for nfe in par.nfe]
     return table1 + [setting for setting in tables23 if setting not in table1]
@@ -269,11 +285,11 @@ def evaluate(
     features, weights = extractor(par.extractor, device)
     if weights != made_by["weights"] or made_by["dataset"] != dataset.sha256:
         raise FdmError(f"{reference} was computed from other images or weights; remove the file and rerun.")
-    hashes = {share: sha256(_exists(folder / snapshot_name(share))) for share in SNAPSHOTS}
+    hashes = {share: sha256(_exists(folder / snapshot_name(share))) for share in shares(profile)}
     code = code_hash(CODE)
     memory = work / f"{digest([hashes, par.model_dump(), made_by, code, device, profile.threads])}.json"
     done: dict[str, list[dict]] = json.loads(memory.read_text()) if memory.exists() else {}
-    expected = describe(profile, name, dataset)
+    wanted = expected(profile, name, dataset)
     todo = settings(profile)
     cost = [nfe * par.samples for _, _, nfe in todo]
     progress = tqdm(total=sum(cost), unit="eval", unit_scale=True, desc=name)
@@ -283,7 +299,7 @@ def evaluate(
         key = json.dumps(setting)
         if key not in done:
             path = folder / snapshot_name(share)
-            _, description = checkpoints.load(path, expected)
+            _, description = checkpoints.load(path, wanted)
             parts = []
             for images in sampling.sample_checkpoint(
                 path, hashes[share], batches, sampler, nfe, device, profile.threads

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fdm.files import replace
-from fdm.study import DATA, MODELS, frechet, label
+from fdm.study import MODELS, frechet, label
 
 COLOUR = {"vp": "#0072B2", "ve": "#D55E00", "edm": "#009E73"}
 MARKER = {"vp": "o", "ve": "s", "edm": "^"}
@@ -175,8 +175,3 @@ def trajectories(paths: dict[tuple[str, str], np.ndarray], columns: int = 8) -> 
             if number == 0:
                 ax.set_title("noise" if step == 0 else f"step {step}", fontsize=9)
     return figure
-
-
-def title(rows: pd.DataFrame) -> str:
-    """Data set and metric of a table of measurements, for captions."""
-    return f"{DATA[rows['dataset'].iloc[0]]}, {_caption(rows)}"

@@ -1,7 +1,7 @@
 """A profile: the validated parameters of one scale of the study, read from its params.yaml."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -68,6 +68,15 @@ class EvaluationParams(Strict):
     nfe: Annotated[list[Count], Field(min_length=1)]  # Tables 2 and 3, and the figure
 
 
+class CheckpointParams(Strict):
+    """A published network that a run takes instead of training one."""
+
+    url: Annotated[str, Field(pattern=r"^https?://")]
+    # Of the file, hexadecimal; where it is unknown the first download says it, to be written here.
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    kimg: Positive  # how long it was trained, as its publishers state
+
+
 class RunParams(Strict):
     """One model: framework x kernel x seed, and what FDM adds."""
 
@@ -77,18 +86,19 @@ class RunParams(Strict):
     multiplier: Positive = 1.0  # FDM's m
     warmup_steps: Annotated[int, Field(ge=0)] = 0  # optimiser steps of loss-weight warm-up; 0 is none
     channel_mult: list[Count] | None = None  # where a run's network differs from the profile's
+    checkpoint: CheckpointParams | None = None  # a published network, in a profile that trains none
 
 
 class Profile(Strict):
-    """All parameters of a profile."""
+    """All parameters of a profile. One whose runs are published networks has no `network` and no `training`."""
 
     profile: Annotated[str, Field(pattern=r"^[a-z0-9-]+$")]
     root: Literal[".", "../.."]
     params_file: str
     threads: Count
     dataset: DatasetParams
-    network: NetworkParams
-    training: TrainingParams
+    network: NetworkParams | None = None
+    training: TrainingParams | None = None
     evaluation: EvaluationParams
     runs: Annotated[dict[RunName, RunParams], Field(min_length=1)]
 
@@ -97,16 +107,31 @@ class Profile(Strict):
         for nfe in [self.evaluation.duration_nfe, *self.evaluation.nfe]:
             if nfe % 2 == 0 or nfe < 3:
                 raise ValueError(f"evaluation.nfe: {nfe} is not allowed; Heun's sampler needs odd numbers from 3 up")
+        for section in ("network", "training"):
+            if self.published != (getattr(self, section) is None):
+                must = "must be absent where the runs are published checkpoints" if self.published else "is missing"
+                raise ValueError(f"{section} {must}")
         for name, run in self.runs.items():
+            if self.published and run.checkpoint is None:
+                raise ValueError(
+                    f"runs.{name}.checkpoint is missing; the networks of a profile are all published or none"
+                )
             want = f"{run.framework}-{run.kernel}-{run.seed}"
             if name != want:
                 raise ValueError(f"runs.{name}: a run is named framework-kernel-seed, and this one is {want}")
+            if self.network is None:
+                continue
             depth = len(run.channel_mult or self.network.channel_mult) - 1
             if self.dataset.resolution % 2**depth:
                 raise ValueError(
                     f"runs.{name}: {depth} halvings do not divide a resolution of {self.dataset.resolution}"
                 )
         return self
+
+    @property
+    def published(self) -> bool:
+        """Whether the runs are published networks, which are fetched and not trained."""
+        return any(run.checkpoint for run in self.runs.values())
 
     @property
     def build(self) -> Path:
@@ -141,9 +166,9 @@ def _table(keys: tuple[int | str, ...]) -> type[BaseModel]:
     if not keys:
         return Profile
     if keys[0] == "runs":
-        return RunParams
-    table = Profile.model_fields[str(keys[0])].annotation
-    assert isinstance(table, type) and issubclass(table, BaseModel)
+        return CheckpointParams if keys[-1] == "checkpoint" else RunParams
+    annotation = Profile.model_fields[str(keys[0])].annotation
+    (table,) = [t for t in (annotation, *get_args(annotation)) if isinstance(t, type) and issubclass(t, BaseModel)]
     return table
 
 

@@ -20,10 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fdm import checkpoints
+from fdm import checkpoints, downloads
 from fdm.errors import FdmError
 from fdm.files import sha256, write_json
 from fdm.preconditioning import SIGMA_DATA, SIGMA_RANGE, Denoiser
+from fdm.profiles import SNAPSHOTS, Profile
+from fdm.training import snapshot_name
 
 
 class Refused(Exception):
@@ -304,21 +306,33 @@ def describe(record: Record) -> dict[str, Any]:
     }
 
 
-def import_checkpoint(path: Path, out: Path) -> Path:
-    """Turn a published pickle into <out>/<name>.safetensors, which describes itself, and the same as .json.
+def import_checkpoint(path: Path, target: Path, about: dict[str, Any] | None = None) -> None:
+    """Turn a published pickle into the safetensors file `target`, which describes itself, and the same as .json.
 
-    Returns the safetensors file. Raises FdmError when the file is refused or does not fit its own description.
+    `about` joins the description. Raises FdmError when the file is refused or does not fit its own description.
     """
     record = read(path)["ema"]
     try:
-        description = describe(record) | {"published": path.name, "sha256": sha256(path)}
+        description = describe(record) | {"published": path.name, "sha256": sha256(path)} | (about or {})
         denoiser: Denoiser = checkpoints.build(description)
         tensors = state_dict(record)
         denoiser.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
         reason = [type(error).__name__, *str(error)[:500].splitlines()][-1].strip()
         raise FdmError(f"{path} does not fit its own description: {reason}") from error
-    target = out / f"{path.stem}.safetensors"
     checkpoints.save(target, denoiser, description)
     write_json(target.with_suffix(".json"), description | {"parameters": sum(p.numel() for p in denoiser.parameters())})
+
+
+def fetch(profile: Profile, name: str, folder: Path) -> Path:
+    """Fetch the published network of a run into downloads/ and import it as the last checkpoint in `folder`.
+
+    Returns that file. Raises FdmError when it cannot be had, is refused, or is of another model.
+    """
+    run = profile.run(name)
+    if run.checkpoint is None:
+        raise FdmError(f"{profile.params_file}: runs.{name} has no checkpoint to fetch; it is trained.")
+    path = downloads.fetch(run.checkpoint.url, run.checkpoint.sha256)
+    target = folder / snapshot_name(SNAPSHOTS[-1])
+    import_checkpoint(path, target, {"run": name, "images": round(run.checkpoint.kimg * 1000)})
     return target

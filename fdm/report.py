@@ -96,6 +96,17 @@ def show_table(profile: Profile, number: int, folder: Path) -> None:
     display(Markdown((folder / f"table{number}.md").read_text(encoding="utf-8")))
 
 
+def show_beside(profile: Profile, folder: Path) -> None:
+    """Write each published number with the one measured for it to `folder` and show them."""
+    table = study.beside(profile)
+    if table.empty:
+        display(Markdown("The paper has no number on these data: no cell can be compared with one of the tables."))
+        return
+    caption = f"The published numbers on {DATA[profile.dataset.name]}, FID, and those measured here."
+    study.write_table(table, folder, "beside", caption)
+    display(Markdown((folder / "beside.md").read_text(encoding="utf-8")))
+
+
 def show_verdicts(profile: Profile, folder: Path) -> None:
     """Write the verdicts to `folder` and show them."""
     table = study.verdicts(profile)

@@ -6,10 +6,12 @@ The published numbers are FID on other data sets at another scale; they stand be
 table, in rows of their own, and are compared with them nowhere.
 """
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from fdm.errors import FdmError
@@ -42,7 +44,8 @@ def read(path: Path) -> pd.DataFrame:
 
 def measurements(profile: Profile) -> pd.DataFrame:
     """The tidy table of all runs of a profile, one row a (run, duration, sampler, NFE, metric)."""
-    return pd.concat([read(profile.results / "runs" / name / "measurements.csv") for name in profile.runs])
+    parts = [read(profile.results / "runs" / name / "measurements.csv") for name in profile.runs]
+    return pd.concat(parts, ignore_index=True)
 
 
 def calibration(profile: Profile) -> pd.DataFrame:
@@ -57,9 +60,10 @@ def published(number: int) -> pd.DataFrame:
 
 
 def losses(profile: Profile, names: Iterable[str] | None = None) -> pd.DataFrame:
-    """Training loss of the named runs (of all): images, loss, and what the run is."""
-    parts = []
-    for name in names or profile.runs:
+    """Training loss of the named runs (of all): images, loss, and what the run is. Empty for published networks."""
+    columns = ["images", "loss", "run", "framework", "kernel", "seed"]
+    parts = [pd.DataFrame(columns=columns)] if profile.published else []
+    for name in [] if profile.published else names or profile.runs:
         run = profile.run(name)
         path = profile.results / "runs" / name / "training" / "plots" / "metrics" / "loss.tsv"
         if not path.is_file():
@@ -118,6 +122,35 @@ def table_nfe(profile: Profile, number: int) -> pd.DataFrame:
     return _table(profile, rows, paper, "nfe").rename(columns={"nfe": "NFE"})
 
 
+def beside(profile: Profile) -> pd.DataFrame:
+    """Each published cell of Tables 1 to 3 that is of this profile's data, with what was measured for it.
+
+    Columns: table, model, training (Mimg), sampler, NFE, published, measured, difference, n. Empty for data that the
+    paper does not have, and for another distance than FID; a cell without measurement stays empty.
+    """
+    rows = measurements(profile)
+    columns = ["table", "model", "training", "sampler", "NFE", "published", "measured", "difference", "n"]
+    if frechet(rows) != "FID":
+        return pd.DataFrame(columns=columns)
+    parts = []
+    for number in (1, 2, 3):
+        paper = published(number)
+        paper = paper[paper["dataset"] == profile.dataset.name].assign(table=number)
+        if number == 1:
+            paper = paper.assign(sampler="heun", nfe=profile.evaluation.duration_nfe)
+        else:
+            paper = paper.assign(sampler={2: "heun", 3: "dpm-solver++"}[number], duration_mimg=PUBLISHED_MIMG[-1])
+        parts.append(paper)
+    measured = rows[rows["metric"] == "FID"].assign(duration_mimg=rows["kimg"] / 1000)
+    keys = ["framework", "kernel", "duration_mimg", "sampler", "nfe"]
+    measured = measured.groupby(keys, as_index=False)[["value", "n"]].mean()
+    table = pd.concat(parts).astype({"duration_mimg": float}).merge(measured, on=keys, how="left")
+    table["model"] = [label(*model) for model in zip(table["framework"], table["kernel"], strict=True)]
+    table["difference"] = table["value"] - table["fid"]
+    names = {"duration_mimg": "training", "nfe": "NFE", "fid": "published", "value": "measured"}
+    return table.rename(columns=names)[columns]
+
+
 def write_table(table: pd.DataFrame, folder: Path, name: str, caption: str) -> None:
     """Write one table as <name>.csv, in full precision, and as .md and .tex, to be read."""
     write_text(folder / f"{name}.csv", table.to_csv(index=False))
@@ -153,6 +186,50 @@ def markdown(text: pd.DataFrame) -> str:
     return "\n".join([head, rule, *rows]) + "\n"
 
 
+# ------------------------------------------------------------------------------------------- the published tables
+
+
+def share_of_cost(cost: Iterable[float], baseline: Iterable[float], fdm: Iterable[float]) -> tuple[float, str]:
+    """Cost at which FDM reaches the baseline's last quality, as a share of the baseline's last cost; how it is known.
+
+    The three go together, by rising cost; quality is a distance, lower is better. Between two costs the distance is
+    interpolated linearly in the logarithms of both, so that the first crossing counts. The second value is "="; "at
+    most" when FDM is there at the smallest cost already; "never" when it is not at the largest (the share is then NaN).
+    """
+    x, target, y = np.asarray([*cost], float), [*baseline][-1], np.asarray([*fdm], float)
+    if y[0] <= target:
+        return x[0] / x[-1], "at most"
+    reached = np.flatnonzero(y <= target)
+    if not len(reached):
+        return math.nan, "never"
+    i = reached[0]
+    weight = np.log(y[i - 1] / target) / np.log(y[i - 1] / y[i])
+    return float(np.exp(np.log(x[i - 1]) + weight * np.log(x[i] / x[i - 1])) / x[-1]), "="
+
+
+def published_costs() -> pd.DataFrame:
+    """`share_of_cost` of each pair in the paper's three tables: table, data, framework, share, known."""
+    rows = []
+    for number, cost in ((1, "duration_mimg"), (2, "nfe"), (3, "nfe")):
+        for (data, framework), part in published(number).groupby(["dataset", "framework"], sort=False):
+            pair = part.pivot(index=cost, columns="kernel", values="fid").sort_index()
+            share, known = share_of_cost(pair.index, pair["baseline"], pair["fdm"])
+            rows.append({"table": number, "data": DATA[data], "framework": framework.upper(), "share": share,
+                         "known": known})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def published_loss_by_nfe() -> pd.DataFrame:
+    """How much FID grows, in Tables 2 and 3, from the most evaluations to the fewest: a ratio for each model.
+
+    A model that needs fewer steps has a smaller ratio, however good it is at many steps.
+    """
+    parts = [published(number).assign(table=number) for number in (2, 3)]
+    wide_table = pd.concat(parts).pivot(index=["table", "framework", "kernel"], columns="nfe", values="fid")
+    ratio = wide_table[min(wide_table)] / wide_table[max(wide_table)]
+    return ratio.unstack("kernel").rename_axis(columns=None)
+
+
 # ---------------------------------------------------------------------------------------------------- verdicts
 
 
@@ -185,7 +262,7 @@ def verdicts(profile: Profile) -> pd.DataFrame:
 
     C3 compares 50 % with 100 % of the budget; C4 the NFE nearest to a third of the largest with the largest, with
     Heun's sampler. The margin is half the width of the calibration's 95 % range: two equal sets of images differ by
-    as much. A framework without both kernels has no row.
+    as much. A framework without both kernels, or without a measurement at both costs, has no row.
     """
     rows = measurements(profile)
     rows = rows[(rows["metric"] == frechet(rows)) & (rows["sampler"] == "heun")]
@@ -211,9 +288,10 @@ def verdicts(profile: Profile) -> pd.DataFrame:
         for framework in dict.fromkeys(rows["framework"]):
             if set(rows[rows["framework"] == framework]["kernel"]) != {"baseline", "fdm"}:
                 continue
-            base_half, base_full, fdm_half, fdm_full = (
-                value(framework, kernel, *cost) for kernel in ("baseline", "fdm") for cost in (reduced, full)
-            )
+            values = [value(framework, kernel, *cost) for kernel in ("baseline", "fdm") for cost in (reduced, full)]
+            if any(map(math.isnan, values)):  # of a published network there is only the last checkpoint
+                continue
+            base_half, base_full, fdm_half, fdm_full = values
             seeds = rows[rows["framework"] == framework]["seed"].nunique()
             out.append(
                 {
@@ -250,10 +328,11 @@ def readme_section(profile: Profile) -> str:
     """The verdicts in Markdown, with what they were measured on, for the README."""
     table = read(profile.results / "tables" / "verdicts.csv")
     floor, side = calibration(profile).iloc[0], profile.dataset.resolution
+    budget = f"{profile.training.budget_kimg:g} thousand training images a run" if profile.training else "as published"
     return (
-        f"Measured on {DATA[profile.dataset.name]} ({side}×{side}), {profile.training.budget_kimg:g} thousand training "
-        f"images a run: {floor['metric']} at n = {floor['n']}, lower is better. Two sets of real images differ "
-        f"by {floor['value']:.2f}.\n\n{markdown(table.map(_cell))}"
+        f"Measured on {DATA[profile.dataset.name]} ({side}×{side}), {budget}: {floor['metric']} at "
+        f"n = {floor['n']}, lower is better. Two sets of real images differ by {floor['value']:.2f}.\n\n"
+        f"{markdown(table.map(_cell))}"
     )
 
 

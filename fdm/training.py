@@ -33,8 +33,13 @@ CODE = (
 
 
 def describe(profile: Profile, name: str, dataset: Dataset) -> dict[str, Any]:
-    """The sections `network` and `denoiser` of the description of a run's checkpoints."""
-    run, net = profile.run(name), profile.network
+    """The sections `network` and `denoiser` of the description of a run's checkpoints.
+
+    Raises FdmError for a run that is not trained here.
+    """
+    run, net, par = profile.run(name), profile.network, profile.training
+    if net is None or par is None:
+        raise FdmError(f"{name} is a published network; it is fetched, not trained.")
     channels, resolution, _ = dataset.shape
     return {
         "network": {
@@ -42,7 +47,7 @@ def describe(profile: Profile, name: str, dataset: Dataset) -> dict[str, Any]:
             "resolution": resolution,
             "channels": channels,
             "label_dim": dataset.classes if profile.dataset.conditional else 0,
-            "augment_dim": augmentation.LABELS if profile.training.augment > 0 else 0,
+            "augment_dim": augmentation.LABELS if par.augment > 0 else 0,
             "model_channels": net.model_channels,
             "channel_mult": run.channel_mult or net.channel_mult,
             "num_blocks": net.num_blocks,
@@ -99,8 +104,9 @@ def train(
     an interrupted training resumes from it. Returns the final `loss` and the `resumed_kimg` it started from.
     Raises FdmError when the loss is not finite; the last good state is then kept.
     """
-    run, par = profile.run(name), profile.training
     description = describe(profile, name, dataset)
+    run, par = profile.run(name), profile.training
+    assert par is not None  # or describe would have refused
     shape = {
         "description": description, "run": run.model_dump(), "training": par.model_dump(exclude={"state_kimg"}),
         "dataset": dataset.sha256, "code": code_hash(CODE), "torch": torch.__version__, "device": device,

@@ -13,6 +13,8 @@ from fdm import data, profiles
 from fdm.data import Dataset
 from fdm.profiles import Profile
 
+from .published_format import persistence  # noqa: F401, a fixture
+
 ROOT = Path(__file__).parents[1]
 ORACLES = Path(__file__).parent / "oracles"
 

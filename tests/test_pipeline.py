@@ -1,24 +1,31 @@
 """The real pipeline, in a scratch copy of this checkout: the smoke profile, the lock, and the notebooks."""
 
+import functools
 import hashlib
+import http.server
 import json
 import os
+import pickle
 import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import nbformat
 import psutil
 import pytest
+import yaml
 
-from fdm import notebooks
+from fdm import notebooks, study
 from fdm.__main__ import main
 from fdm.errors import FdmError
+from fdm.files import sha256
 
 from .conftest import ROOT
+from .published_format import make
 
 SMOKE = "profiles/smoke/dvc.yaml"
 RESULTS = "results/smoke"
@@ -84,7 +91,7 @@ def run(scratch: Scratch) -> Scratch:
     """The scratch copy after the smoke pipeline."""
     stages = scratch.repro()
     assert sorted(stages) == sorted(
-        ["code", "kernel", "prepare", "reference", "tables", "publish"]
+        ["code", "kernel", "published", "prepare", "reference", "tables", "publish"]
         + [f"{stage}@{name}" for stage in ("train", "evaluate") for name in ("ve-baseline-0", "edm-fdm-0")]
     )
     return scratch
@@ -104,7 +111,7 @@ def test_the_pipeline_regenerates_tables_figures_and_notebooks_and_touches_no_ot
     for name in figures:
         assert (results / "figures" / f"{name}.svg").stat().st_size > 1000
         assert (results / "figures" / f"{name}.png").stat().st_size > 1000
-    assert len(list((results / "notebooks").glob("*.ipynb"))) == 6
+    assert len(list((results / "notebooks").glob("*.ipynb"))) == 7
     provenance = json.loads((results / "provenance" / "02_train+edm-fdm-0.json").read_text())
     assert provenance["parameters"] == {"params_file": "profiles/smoke/params.yaml", "run": "edm-fdm-0"}
     assert len(provenance["revision"]) == 40
@@ -116,7 +123,7 @@ def test_a_second_run_does_nothing_and_a_forced_one_gives_the_same_bytes(run):
     before = run.hashes()
     assert run.repro() == []
     assert run.hashes() == before
-    assert len(run.repro("--force")) == 10
+    assert len(run.repro("--force")) == 11
     assert run.hashes() == before
 
 
@@ -195,6 +202,47 @@ def test_bad_parameters_stop_the_pipeline_before_anything_runs(run):
         run.edit("profiles/smoke/params.yaml", "lr: -1.0", "lr: 2.0e-3")
 
 
+def test_published_networks_are_fetched_imported_and_scored_by_the_same_pipeline(scratch, persistence, tmp_path):
+    """A small network in the published format, from a local server, on the digits."""
+    released = tmp_path / "vp-fdm.pkl"
+    released.write_bytes(pickle.dumps(make("vp", "fdm", persistence, channels=1)[1]))
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    profile, folder = "published-checkpoints", scratch.path / "profiles" / "published-checkpoints"
+    values = yaml.safe_load((folder / "params.yaml").read_text())
+    values["threads"] = 1
+    values["dataset"] = {"name": "digits", "resolution": 8, "conditional": True}
+    values["evaluation"] |= {"extractor": "efficientnet-lite0", "reference": "half", "samples": 64, "batch": 32,
+                             "duration_nfe": 5, "nfe": [5, 11]}  # fmt: skip
+    values["runs"] = {"vp-fdm-0": values["runs"]["vp-fdm-0"]}
+    url = f"http://127.0.0.1:{server.server_port}/{released.name}"
+    values["runs"]["vp-fdm-0"]["checkpoint"] |= {"url": url, "sha256": sha256(released)}
+    before = (folder / "params.yaml").read_text()
+    try:
+        wrong = yaml.safe_dump(values).replace(sha256(released), "f" * 64)
+        (folder / "params.yaml").write_text(wrong)
+        printed = scratch(f"dvc repro {folder}/dvc.yaml:fetch@vp-fdm-0", check=False)
+        assert "is wanted; it is not kept" in printed
+        (folder / "params.yaml").write_text(yaml.safe_dump(values))
+        printed = scratch(f"dvc repro {folder}/dvc.yaml:tables")
+        assert "vp-fdm.pkl, sha256" in printed
+        results = scratch.path / "results" / profile
+        rows = study.read(results / "measurements.csv")
+        assert set(rows["run"]) == {"vp-fdm-0"}
+        assert set(rows["kimg"]) == {200_000}
+        assert set(rows["nfe"]) == {5, 11}
+        assert (
+            "| published | AFHQv2 | FID | 50,000 | 100% (200 Mimg) |" in (results / "tables" / "table1.md").read_text()
+        )
+    finally:
+        server.shutdown()
+        (folder / "params.yaml").write_text(before)
+        for path in (folder / "dvc.lock", folder / ".gitignore"):
+            path.unlink(missing_ok=True)
+        shutil.rmtree(scratch.path / "results" / profile, ignore_errors=True)
+
+
 # ----------------------------------------------------------------------------------------------------- notebooks
 
 
@@ -221,7 +269,8 @@ def test_strict_mode_finds_a_wrong_number(scratch, tmp_path):
 
 def test_the_committed_kernel_and_tables_notebooks_show_what_they_compute(scratch):
     folder = scratch.path / "results" / "digits" / "notebooks"
-    printed = nbval(scratch, "--nbval", [folder / "01_kernel.ipynb", folder / "04_tables.ipynb"])
+    names = ("01_kernel", "04_tables", "06_published_code")
+    printed = nbval(scratch, "--nbval", [folder / f"{name}.ipynb" for name in names])
     assert "passed" in printed
     changed = [line for line in scratch("git status --porcelain").splitlines() if "smoke" not in line]
     assert changed == []  # tables and figures were written again, to the same bytes

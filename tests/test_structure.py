@@ -17,7 +17,7 @@ from fdm.errors import FdmError
 
 from .conftest import ROOT, change
 
-PROFILES = ["digits", "smoke", "paper-cifar10", "paper-ffhq", "paper-afhqv2"]
+PROFILES = ["digits", "smoke", "paper-cifar10", "paper-ffhq", "paper-afhqv2", "published-checkpoints"]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 EXECUTED = sorted((ROOT / "results" / "digits" / "notebooks").glob("*.ipynb"))
 
@@ -49,10 +49,23 @@ def test_lock_pyproject_and_environment_agree():
 # -------------------------------------------------------------------------------------------------- pipeline
 
 
-@pytest.mark.parametrize("name", PROFILES[1:])
+@pytest.mark.parametrize("name", PROFILES[1:-1])
 def test_every_profile_has_the_same_pipeline(name):
     copy = ROOT / "profiles" / name / "dvc.yaml"
     assert copy.read_bytes() == (ROOT / "dvc.yaml").read_bytes(), f"cp dvc.yaml profiles/{name}/dvc.yaml"
+
+
+def test_published_checkpoints_go_through_the_same_pipeline_but_for_the_training():
+    mine = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+    theirs = yaml.safe_load((ROOT / "profiles" / "published-checkpoints" / "dvc.yaml").read_text())
+    train, fetch = mine["stages"].pop("train"), theirs["stages"].pop("fetch")
+    assert fetch["foreach"] == train["foreach"]
+    assert [*fetch["do"]["outs"][0]] == [*train["do"]["outs"][0]] == ["build/${profile}/checkpoints/${key}"]
+    tables = mine["stages"]["tables"]
+    for kind in ("outs", "plots"):
+        tables[kind] = [out for out in tables[kind] if not re.search(r"/loss\.", str(out))]
+    assert mine["stages"] == theirs["stages"]
+    assert [plot for plot in mine["plots"] if "Training loss" not in plot] == theirs["plots"]
 
 
 def imports(module: str) -> set[str]:
@@ -100,6 +113,11 @@ def test_stages_depend_on_the_code_that_they_run():
 def test_every_profile_is_valid(name):
     profile = profiles.find(name)
     assert profile.profile == name
+    if name == "published-checkpoints":
+        assert all(run.checkpoint for run in profile.runs.values())
+        table = study.read(ROOT / "results" / "published" / "releases.csv").set_index("file")["sha256"].dropna()
+        for run in profile.runs.values():
+            assert run.checkpoint.sha256 == table.get(run.checkpoint.url.split("/")[-1])
     if name.startswith("paper"):
         assert len(profile.runs) == 6
         assert profile.training.budget_kimg == 200_000
@@ -122,6 +140,35 @@ def test_every_profile_is_valid(name):
             "runs",
             {"edm-fdm-0": {"framework": "edm", "kernel": "fdm", "seed": 0, "warmup": 3}},
             "runs.edm-fdm-0.warmup is not a known key; allowed here are framework, kernel, seed,",
+        ),
+        (
+            "runs",
+            {"edm-fdm-0": {"framework": "edm", "kernel": "fdm", "seed": 0, "checkpoint": {"url": "x.pkl", "kimg": 1}}},
+            "runs.edm-fdm-0.checkpoint.url: 'x.pkl' is not allowed; string should match pattern",
+        ),
+        (
+            "runs",
+            {
+                "edm-fdm-0": {
+                    "framework": "edm",
+                    "kernel": "fdm",
+                    "seed": 0,
+                    "checkpoint": {"url": "http://x/y.pkl", "kimg": 1, "md5": 2},
+                }
+            },
+            "runs.edm-fdm-0.checkpoint.md5 is not a known key; allowed here are url, sha256, kimg",
+        ),
+        (
+            "runs",
+            {
+                "edm-fdm-0": {
+                    "framework": "edm",
+                    "kernel": "fdm",
+                    "seed": 0,
+                    "checkpoint": {"url": "http://x/y.pkl", "kimg": 1},
+                }
+            },
+            "network must be absent where the runs are published checkpoints",
         ),
     ],
 )
@@ -175,7 +222,12 @@ def test_sources_are_committed_without_outputs(path):
 
 def test_there_is_an_executed_copy_of_every_notebook_and_run():
     runs = profiles.find("digits").runs
-    wanted = {"01_kernel", "04_tables", *(f"{n}+{run}" for run in runs for n in ("02_train", "03_evaluate"))}
+    wanted = {
+        "01_kernel",
+        "04_tables",
+        "06_published_code",
+        *(f"{n}+{run}" for run in runs for n in ("02_train", "03_evaluate")),
+    }
     assert {path.stem for path in EXECUTED} == wanted
 
 

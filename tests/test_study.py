@@ -1,6 +1,7 @@
 """Tables and verdicts from made-up measurements, and the published numbers as the paper has them."""
 
 import itertools
+import math
 
 import numpy as np
 import pandas as pd
@@ -13,19 +14,33 @@ from fdm.errors import FdmError
 from fdm.profiles import find
 
 
-@pytest.fixture
-def profile(study):
-    """The default profile with measurements whose value tells their place: 1000 model + 100 duration + NFE/100."""
-    profile = find("digits")
+def measured(profile, metric="FD(EfficientNet-Lite0)", kimg=60):
+    """The profile with measurements whose value tells their place: 1000 model + 100 duration + NFE/100."""
     models = {name: index for index, name in enumerate(profile.runs, 1)}
     for name, run in profile.runs.items():
         rows = []
         for share, sampler, nfe in evaluation.settings(profile):
             value = 1000 * models[name] + 100 * share + nfe / 100 + (0.5 if sampler != "heun" else 0)
-            context = dict(zip(evaluation.CONTEXT, [profile.profile, "digits", name, run.framework, run.kernel, 0,
-                                                    share, 60 * share, sampler, nfe], strict=True))  # fmt: skip
-            for metric in ("FD(EfficientNet-Lite0)", "KID", "precision", "recall"):
-                rows.append(context | {"metric": metric, "value": value, "n": 500, "n_reference": 898})
+            context = dict(
+                zip(
+                    evaluation.CONTEXT,
+                    [
+                        profile.profile,
+                        profile.dataset.name,
+                        name,
+                        run.framework,
+                        run.kernel,
+                        0,
+                        share,
+                        kimg * share,
+                        sampler,
+                        nfe,
+                    ],
+                    strict=True,
+                )
+            )
+            for key in (metric, "KID", "precision", "recall"):
+                rows.append(context | {"metric": key, "value": value, "n": 500, "n_reference": 898})
         folder = profile.results / "runs" / name
         (folder / "training" / "plots" / "metrics").mkdir(parents=True)
         pd.DataFrame(rows).to_csv(folder / "measurements.csv", index=False)
@@ -35,10 +50,15 @@ def profile(study):
         grid = rng.integers(0, 256, (64, 1, 8, 8)).astype(np.uint8)
         path = rng.normal(size=(14, 1, 8, 8)).astype(np.float32)
         save_file({"grid": grid, "trajectory": path}, folder / "pictures.safetensors")
-    floor = {"metric": ["FD(EfficientNet-Lite0)"], "value": [6.0], "low": [5.0], "high": [8.0], "n": [500],
+    floor = {"metric": [metric], "value": [6.0], "low": [5.0], "high": [8.0], "n": [500],
              "n_reference": [898]}  # fmt: skip
     pd.DataFrame(floor).to_csv(profile.results / "calibration.csv", index=False)
     return profile
+
+
+@pytest.fixture
+def profile(study):
+    return measured(find("digits"))
 
 
 def cell(table, **where):
@@ -157,3 +177,59 @@ def test_a_damaged_measurement_is_named(profile):
     (profile.results / "runs" / "vp-fdm-0" / "pictures.safetensors").write_bytes(b"1")
     with pytest.raises(FdmError, match=r"pictures.safetensors is missing or damaged"):
         report.pictures(profile)
+
+
+def test_the_cost_of_equal_quality_is_where_the_curves_say():
+    cost = [50, 100, 200]
+    # FDM's curve is the baseline's at twice the speed, on straight lines in the logarithms: half the cost.
+    baseline, fdm = [8 / c for c in cost], [4 / c for c in cost]
+    share, known = tables.share_of_cost(cost, baseline, fdm)
+    assert share == pytest.approx(0.5)
+    assert known == "="
+    assert tables.share_of_cost(cost, baseline, baseline) == (pytest.approx(1.0), "=")
+    assert tables.share_of_cost(cost, [3, 2, 1], [1, 1, 1]) == (0.25, "at most")
+    share, known = tables.share_of_cost(cost, [3, 2, 1], [4, 3, 2])
+    assert math.isnan(share)
+    assert known == "never"
+
+
+def test_the_published_tables_arithmetic():
+    costs = tables.published_costs().set_index(["table", "data", "framework"])
+    assert len(costs) == 9 + 3 + 3
+    # EDM on AFHQv2: 2.37 lies between 2.73 at 50 and 2.05 at 100 Mimg.
+    by_hand = 50 * 2 ** (math.log(2.73 / 2.37) / math.log(2.73 / 2.05)) / 200
+    assert costs.loc[(1, "AFHQv2", "EDM"), "share"] == pytest.approx(by_hand)
+    assert (costs.loc[[2, 3], "share"] == 25 / 79).all()
+    growth = tables.published_loss_by_nfe()
+    assert growth.loc[(2, "edm"), "baseline"] == pytest.approx(2.78 / 2.37)
+
+
+def test_published_cells_stand_beside_what_was_measured_for_them(study):
+    profile = measured(find("published-checkpoints"), "FID", kimg=200_000)
+    table = tables.beside(profile)
+    # Table 1 has four durations and only the last was measured; Tables 2 and 3 have three NFE, all measured.
+    assert len(table) == 6 * (4 + 3 + 3)
+    assert table["measured"].notna().sum() == 6 * (1 + 3 + 3)
+    one = cell(table[table["table"] == 1], model="EDM-FDM", training=200)
+    assert (one["published"].item(), one["measured"].item()) == (1.93, pytest.approx(6000 + 100 + 0.79))
+    assert one["difference"].item() == pytest.approx(6100.79 - 1.93)
+    assert cell(table[table["table"] == 1], model="EDM-FDM", training=50)["measured"].isna().all()
+    three = cell(table[table["table"] == 3], model="VP", NFE=25)
+    assert (three["published"].item(), three["measured"].item()) == (2.99, pytest.approx(1000 + 100 + 0.75))
+    report.show_beside(profile, profile.results / "tables")
+    assert "| 2 | VE | 200.00 | heun | 49 | 57.59 | 3100.49 |" in (profile.results / "tables" / "beside.md").read_text()
+
+
+def test_of_published_networks_there_are_verdicts_on_steps_alone_and_no_losses(study):
+    profile = measured(find("published-checkpoints"), "FID", kimg=200_000)
+    table = tables.verdicts(profile)
+    assert set(table["claim"]) == {"C4 a third of the steps"}
+    assert len(table) == 3
+    assert tables.losses(profile).empty
+    report.write_plots(profile, tables.measurements(profile), tables.losses(profile))
+
+
+def test_other_data_than_the_papers_have_no_published_cell(profile, capsys):
+    assert tables.beside(profile).empty
+    report.show_beside(profile, profile.results / "tables")
+    assert not (profile.results / "tables" / "beside.csv").exists()
