@@ -15,7 +15,12 @@ NOTEBOOKS = ["01_kernel", "02_train", "03_evaluate", "04_tables", "06_published_
 
 def check(profile: Profile, args: argparse.Namespace) -> None:
     """Say that the parameters are valid, or what is wrong with them."""
-    print(f"{profile.params_file} is valid: {len(profile.runs)} runs of {profile.profile} on {profile.dataset.name}.")
+    from fdm import archives
+
+    name = profile.dataset.name
+    print(f"{profile.params_file} is valid: {len(profile.runs)} runs of {profile.profile} on {name}.")
+    if name not in archives.data.SOURCES:
+        print(f"But it cannot be run: the data set {name} cannot be prepared by this version.", file=sys.stderr)
 
 
 def code(profile: Profile, args: argparse.Namespace) -> None:
@@ -27,9 +32,11 @@ def code(profile: Profile, args: argparse.Namespace) -> None:
 
 def prepare(profile: Profile, args: argparse.Namespace) -> None:
     """Make the profile's data set."""
-    from fdm import data
+    from fdm import archives
 
-    dataset = data.prepare(profile.dataset.name, profile.dataset.resolution, profile.build / "dataset.safetensors")
+    dataset = archives.data.prepare(
+        profile.dataset.name, profile.dataset.resolution, profile.build / "dataset.safetensors"
+    )
     print(f"{dataset.name}: {tuple(dataset.images.shape)}, {dataset.classes} classes, sha256 {dataset.sha256[:12]}")
 
 
@@ -50,7 +57,7 @@ def reference(profile: Profile, args: argparse.Namespace) -> None:
 
 
 def fetch(profile: Profile, args: argparse.Namespace) -> None:
-    """Fetch and import the published network of one run, in a profile that trains none."""
+    """Fetch the published network of one run into downloads/ and import it, in a profile that trains none."""
     from fdm import published
 
     path = published.fetch(profile, args.run, profile.build / "checkpoints" / args.run)
@@ -120,7 +127,7 @@ def main(argv: list[str] | None = None) -> int:
             command.add_argument("name", choices=NOTEBOOKS, help="which notebook")
             command.add_argument("--run", help="for which run of the profile")
         if function is fetch:
-            command.add_argument("--run", required=True, help="which run of the profile")
+            command.add_argument("--run", required=True, help="which run of the profile, such as edm-fdm-0")
     command = commands.add_parser("import-checkpoint", help=import_checkpoint.__doc__)
     command.add_argument("file", type=Path, help="edm-*.pkl or network-snapshot-*.pkl")
     command.add_argument("--out", type=Path, required=True, help="folder for <name>.safetensors and <name>.json")
