@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+import zlib
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -29,7 +30,7 @@ def afhqv2() -> tuple[np.ndarray, np.ndarray]:
                 picture = Image.open(io.BytesIO(archive.read(name))).convert("RGB")
                 images.append(np.asarray(picture.resize((64, 64), Image.Resampling.LANCZOS)).transpose(2, 0, 1))
                 labels.append(classes.index(name.split("/")[-2]))
-    except (zipfile.BadZipFile, UnidentifiedImageError, OSError, IndexError) as error:
+    except (zipfile.BadZipFile, zlib.error, UnidentifiedImageError, OSError, IndexError) as error:
         raise FdmError(f"{path} is damaged ({error}); remove it and rerun, or put a whole copy there.") from error
     if len(images) != AFHQV2_IMAGES:
         raise FdmError(f"{path} holds {len(images):,} images, where AFHQ v2 has {AFHQV2_IMAGES:,}; replace it.")

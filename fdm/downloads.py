@@ -1,5 +1,6 @@
 """Files from the network into downloads/: with progress, resuming, and a checksum before they are used."""
 
+import http.client
 import time
 import urllib.error
 import urllib.request
@@ -71,7 +72,7 @@ def fetch(url: str, checksum: str | None = None) -> Path:
                 if error.code < 500:
                     raise FdmError(f"{path.name} cannot be downloaded (HTTP {error.code}): {by_hand}.") from error
                 reason = f"HTTP {error.code}"
-            except (OSError, urllib.error.URLError) as error:
+            except (OSError, http.client.HTTPException) as error:
                 reason = str(getattr(error, "reason", error)) or type(error).__name__
             size = part.stat().st_size if part.exists() else 0
             attempt, before = (1 if size > before else attempt + 1), size

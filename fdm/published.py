@@ -327,7 +327,8 @@ def import_checkpoint(path: Path, target: Path, about: dict[str, Any] | None = N
 def fetch(profile: Profile, name: str, folder: Path) -> Path:
     """Fetch the published network of a run into downloads/ and import it as the last checkpoint in `folder`.
 
-    Returns that file. Raises FdmError when it cannot be had, is refused, or is of another model.
+    Returns that file. Raises FdmError when it cannot be had or is refused; that it is of the run's
+    model is checked when it is evaluated.
     """
     run = profile.run(name)
     if run.checkpoint is None:

@@ -20,7 +20,7 @@ def afhqv2(study, monkeypatch):
     path.parent.mkdir()
     rng = np.random.default_rng(0)
     pictures = {}
-    with zipfile.ZipFile(path, "w") as archive:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in ("train/wild/b.png", "train/cat/a.png", "test/dog/c.png", "test/cat/d.png"):
             small = rng.integers(0, 256, (64, 64, 3)).astype(np.uint8)
             buffer = io.BytesIO()

@@ -34,6 +34,13 @@ class Server(http.server.BaseHTTPRequestHandler):
             self.end_headers()
             return
         self.send_response(206 if first else 200)
+        if name == "chunked":
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            size = 200_000 if tries < 3 else len(content) - first  # a chunk that is promised whole and cut
+            self.wfile.write(f"{len(content) - first:x}\r\n".encode() + content[first:][:size])
+            self.wfile.write(b"\r\n0\r\n\r\n" if tries >= 3 else b"")
+            return
         self.send_header("Content-Length", str(len(content) - first))
         self.end_headers()
         body = content[first:]
@@ -58,7 +65,7 @@ def server(study, monkeypatch):
     instance.server_close()
 
 
-@pytest.mark.parametrize("name", ["whole", "cut", "norange", "busy"])
+@pytest.mark.parametrize("name", ["whole", "cut", "norange", "busy", "chunked"])
 def test_a_file_arrives_whole_whatever_the_connection_does(server, name):
     path = downloads.fetch(f"{server}/{name}.bin?download=true", SHA256)
     assert path == downloads.place(f"{server}/{name}.bin")
