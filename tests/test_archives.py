@@ -47,7 +47,9 @@ def test_an_archive_that_is_damaged_or_incomplete_is_a_sentence(afhqv2, tmp_path
     with pytest.raises(FdmError, match="holds 4 images, where AFHQ v2 has 15,803"):
         data.prepare("afhqv2", 64, tmp_path / "x")
     whole = path.read_bytes()
-    for content in (whole[: len(whole) // 2], b"", whole[:200] + bytes(100) + whole[300:]):
+    data_of_first = 30 + len("train/wild/b.png")
+    broken = whole[:data_of_first] + b"\xff" * 20 + whole[data_of_first + 20 :]  # no deflate stream
+    for content in (whole[: len(whole) // 2], b"", whole[:200] + bytes(100) + whole[300:], broken):
         path.write_bytes(content)
         with pytest.raises(FdmError, match=r"afhq_v2\.zip is damaged"):
             data.prepare("afhqv2", 64, tmp_path / "x")
