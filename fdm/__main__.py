@@ -15,12 +15,7 @@ NOTEBOOKS = ["01_kernel", "02_train", "03_evaluate", "04_tables", "06_published_
 
 def check(profile: Profile, args: argparse.Namespace) -> None:
     """Say that the parameters are valid, or what is wrong with them."""
-    from fdm import archives
-
-    name = profile.dataset.name
-    print(f"{profile.params_file} is valid: {len(profile.runs)} runs of {profile.profile} on {name}.")
-    if name not in archives.data.SOURCES:
-        print(f"But it cannot be run: the data set {name} cannot be prepared by this version.", file=sys.stderr)
+    print(f"{profile.params_file} is valid: {len(profile.runs)} runs of {profile.profile} on {profile.dataset.name}.")
 
 
 def code(profile: Profile, args: argparse.Namespace) -> None:
@@ -34,9 +29,7 @@ def prepare(profile: Profile, args: argparse.Namespace) -> None:
     """Make the profile's data set."""
     from fdm import archives
 
-    dataset = archives.data.prepare(
-        profile.dataset.name, profile.dataset.resolution, profile.build / "dataset.safetensors"
-    )
+    dataset = archives.data.prepare(profile.dataset, profile.build / "dataset.safetensors")
     print(f"{dataset.name}: {tuple(dataset.images.shape)}, {dataset.classes} classes, sha256 {dataset.sha256[:12]}")
 
 
@@ -44,12 +37,12 @@ def reference(profile: Profile, args: argparse.Namespace) -> None:
     """Compute the features of the real images, and the floor of each metric."""
     import torch
 
-    from fdm import data, evaluation
+    from fdm import compute, data, evaluation
 
     torch.set_num_threads(profile.threads)
     dataset = data.load(profile.build / "dataset.safetensors")
     path = profile.build / "reference.safetensors"
-    evaluation.make_reference(profile, dataset, path, evaluation.device())
+    evaluation.make_reference(profile, dataset, path, compute.device())
     _, everything, _ = evaluation.load_reference(profile, path)
     floor = evaluation.calibrate(profile, everything)
     write_text(profile.results / "calibration.csv", floor.to_csv(index=False))

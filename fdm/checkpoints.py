@@ -1,11 +1,14 @@
 """Networks as safetensors files that describe themselves."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from fdm.errors import FdmError
 from fdm.files import replace
@@ -18,11 +21,21 @@ def build(description: dict[str, Any]) -> Denoiser:
     return Denoiser(UNet(**description["network"]), **description["denoiser"])
 
 
+def hash_of(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over names, types and values of tensors on the CPU, hexadecimal."""
+    h = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        h.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        h.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return h.hexdigest()
+
+
 def save(path: Path, denoiser: Denoiser, description: dict[str, Any]) -> None:
-    """Write a denoiser's weights with its description, atomically and to the same bytes for the same content."""
+    """Write a denoiser's weights with its description and their hash, atomically, equal content to equal bytes."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in denoiser.state_dict().items()}
+    about = json.dumps(description | {"weights": hash_of(tensors)}, sort_keys=True)
     # One metadata key: safetensors writes several in random order.
-    replace(path, lambda part: save_file(tensors, part, {"checkpoint": json.dumps(description, sort_keys=True)}))
+    replace(path, lambda part: save_file(tensors, part, {"checkpoint": about}))
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -52,6 +65,11 @@ def load(path: Path, expected: dict[str, Any] | None = None) -> tuple[Denoiser, 
                 )
     denoiser = build(description)
     state, wanted = load_file(path), denoiser.state_dict()
+    if hash_of(state) != description.get("weights"):
+        raise FdmError(
+            f"The checkpoint {path} does not hold the weights that its description promises; remove it and run dvc "
+            "repro again."
+        )
     differing = sorted(
         key for key in state.keys() | wanted.keys()
         if key not in state or key not in wanted or state[key].shape != wanted[key].shape

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fdm.errors import FdmError
 from fdm.files import replace
+from fdm.profiles import DatasetParams
 
 
 class Dataset(NamedTuple):
@@ -32,7 +33,7 @@ class Dataset(NamedTuple):
         return c, h, w
 
 
-def digits() -> tuple[np.ndarray, np.ndarray]:
+def digits(params: DatasetParams) -> tuple[np.ndarray, np.ndarray]:
     """Handwritten digits, 1,797 images of 8x8 in 17 shades, from scikit-learn (UCI ML repository)."""
     from sklearn.datasets import load_digits
 
@@ -41,8 +42,8 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
     return images[:, None], bunch.target.astype(np.int64)
 
 
-# name -> function that returns images, uint8 (N, C, H, W), and classes, int64 (N,)
-SOURCES: dict[str, Callable[[], tuple[np.ndarray, np.ndarray]]] = {"digits": digits}
+# name -> function that returns images, uint8 (N, C, H, W), and classes, int64 (N,) from 0 up
+SOURCES: dict[str, Callable[[DatasetParams], tuple[np.ndarray, np.ndarray]]] = {"digits": digits}
 
 
 def _checksum(images: Tensor, labels: Tensor) -> str:
@@ -52,14 +53,13 @@ def _checksum(images: Tensor, labels: Tensor) -> str:
     return h.hexdigest()
 
 
-def prepare(name: str, resolution: int, path: Path) -> Dataset:
-    """Make the file of the data set `name` at `path` and read it back.
+def prepare(params: DatasetParams, path: Path) -> Dataset:
+    """Make the file of a profile's data set at `path` and read it back.
 
-    Raises FdmError for a name without a source and for images of another resolution.
+    Raises FdmError for images of another resolution, and for what the source of the images refuses.
     """
-    if name not in SOURCES:
-        raise FdmError(f"The data set {name} cannot be prepared by this version; it knows {', '.join(SOURCES)}.")
-    images, labels = (torch.from_numpy(array) for array in SOURCES[name]())
+    name, resolution = params.name, params.resolution
+    images, labels = (torch.from_numpy(array) for array in SOURCES[name](params))
     if tuple(images.shape[2:]) != (resolution, resolution):
         raise FdmError(
             f"dataset.resolution: {resolution} is not allowed; the images of {name} are "

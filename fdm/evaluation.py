@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from accelerate.utils import gather_object
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -27,7 +28,7 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_featur
 from torch_fidelity.utils import create_feature_extractor
 from tqdm import tqdm
 
-from fdm import checkpoints, sampling, training
+from fdm import checkpoints, compute, sampling, training
 from fdm.data import Dataset, halves
 from fdm.errors import FdmError
 from fdm.files import code_hash, digest, replace, root, sha256, write_json
@@ -124,6 +125,7 @@ def extractor(name: str, device: str = "cpu") -> tuple[Callable[[Tensor], Tensor
 
     @torch.inference_mode()
     def features(images: Tensor) -> Tensor:
+        compute.use_tf32(False)  # features are the yardstick: exact, whatever the networks are computed in
         colour = images.expand(-1, 3, -1, -1) if name == "inception-v3-compat" else images
         return net(colour.to(device))[0].cpu()
 
@@ -277,35 +279,65 @@ def evaluate(
 ) -> pd.DataFrame:
     """Score the checkpoints of one run in `folder`; returns one tidy row a (duration, sampler, NFE, metric).
 
-    What is measured is kept under `work` until all is,
-    so that an interrupted evaluation goes on.
+    What is measured is kept under `work` until all is, so that an interrupted evaluation goes on.
     """
+    par = profile.evaluation
+    made_by = load_reference(profile, reference)[2]
+    hashes = {share: sha256(_exists(folder / snapshot_name(share))) for share in shares(profile)}
+    # The number of processes is no part of it: what they measure does not depend on it.
+    shape = [hashes, par.model_dump(exclude={"processes"}), made_by, code_hash(CODE), device, profile.threads]
+    memory = work / f"{digest(shape)}.json"
+    compute.launch(_measure, (profile, name, dataset, folder, reference, hashes, memory, device), par.processes)
+    done = json.loads(memory.read_text())
+    memory.unlink()
+    rows = [row for setting in settings(profile) for row in done[json.dumps(setting)]]
+    return pd.DataFrame(rows)[[*CONTEXT, "metric", "value", "low", "high", "n", "n_reference", *ORIGIN]]
+
+
+def _measure(
+    profile: Profile,
+    name: str,
+    dataset: Dataset,
+    folder: Path,
+    reference: Path,
+    hashes: dict[float, str],
+    memory: Path,
+    device: str,
+) -> None:
+    """Measure, in this process and the others that accelerate knows of, what the file `memory` does not hold yet."""
     par, run = profile.evaluation, profile.run(name)
+    accelerator = compute.accelerator(par.precision, par.processes, device)
+    at = str(accelerator.device)
     real, _, made_by = load_reference(profile, reference)
-    features, weights = extractor(par.extractor, device)
+    features, weights = extractor(par.extractor, at)
     if weights != made_by["weights"] or made_by["dataset"] != dataset.sha256:
         raise FdmError(f"{reference} was computed from other images or weights; remove the file and rerun.")
-    hashes = {share: sha256(_exists(folder / snapshot_name(share))) for share in shares(profile)}
-    code = code_hash(CODE)
-    memory = work / f"{digest([hashes, par.model_dump(), made_by, code, device, profile.threads])}.json"
     done: dict[str, list[dict]] = json.loads(memory.read_text()) if memory.exists() else {}
-    wanted = expected(profile, name, dataset)
-    todo = settings(profile)
-    cost = [nfe * par.samples for _, _, nfe in todo]
-    progress = tqdm(total=sum(cost), unit="eval", unit_scale=True, desc=name)
+    wanted, code = expected(profile, name, dataset), code_hash(CODE)
+    # The batches are the same whatever the number of processes, and so are the samples, to the bit.
     batches = [range(first, min(first + par.batch, par.samples)) for first in range(0, par.samples, par.batch)]
-    for setting, evaluations in zip(todo, cost, strict=True):
+    mine = batches[accelerator.process_index :: par.processes]
+    cost = {setting: sum(len(seeds) for seeds in mine) * setting[2] for setting in settings(profile)}
+    progress = tqdm(
+        total=sum(cost.values()), unit="eval", unit_scale=True, desc=name, disable=not accelerator.is_main_process
+    )
+    for setting in settings(profile):
         share, sampler, nfe = setting
         key = json.dumps(setting)
-        if key not in done:
-            path = folder / snapshot_name(share)
-            _, description = checkpoints.load(path, wanted)
-            parts = []
-            for images in sampling.sample_checkpoint(
-                path, hashes[share], batches, sampler, nfe, device, profile.threads
-            ):
-                parts.append(features(images))
-                progress.update(nfe * len(images))
+        if key in done:
+            progress.update(cost[setting])
+            continue
+        denoiser, description = checkpoints.load(folder / snapshot_name(share), wanted)
+        denoiser.to(at).to(memory_format=torch.channels_last)
+        parts = []
+        for seeds in mine:
+            compute.use_tf32(par.precision == "tf32")
+            with accelerator.autocast():
+                images = sampling.sample(denoiser, seeds, sampler, nfe, at)
+            parts.append((seeds.start, features(images)))
+            progress.update(nfe * len(images))
+        parts = gather_object(parts)
+        if accelerator.is_main_process:
             context = {
                 "profile": profile.profile, "dataset": dataset.name, "run": name, "framework": run.framework,
                 "kernel": run.kernel, "seed": run.seed, "duration": share, "kimg": description["images"] / 1000,
@@ -315,17 +347,12 @@ def evaluate(
                 "extractor": f"{par.extractor}:{weights}", "checkpoint": hashes[share][:12], "code": code,
                 "device": device,
             }  # fmt: skip
-            frechet = METRIC[par.extractor]
-            rows = score(torch.cat(parts), real, frechet)
+            rows = score(torch.cat([part for _, part in sorted(parts)]), real, METRIC[par.extractor])
             empty = {"low": None, "high": None}
             done[key] = [context | {"metric": "", "value": None} | empty | row | origin for row in rows]
             write_json(memory, done)
-        else:
-            progress.update(evaluations)
     progress.close()
-    memory.unlink(missing_ok=True)
-    rows = [row for setting in todo for row in done[json.dumps(setting)]]
-    return pd.DataFrame(rows)[[*CONTEXT, "metric", "value", "low", "high", "n", "n_reference", *ORIGIN]]
+    accelerator.end_training()
 
 
 def _exists(path: Path) -> Path:
@@ -345,8 +372,3 @@ def pictures(profile: Profile, folder: Path, path: Path, device: str = "cpu") ->
     grid = sampling.sample(denoiser, range(GRID), "heun", nfe, device)
     steps = torch.cat(list(sampling.trajectory(denoiser, range(1), "heun", nfe, device))).float().cpu()
     replace(path, lambda part: save_file({"grid": grid, "trajectory": steps}, part))
-
-
-def device() -> str:
-    """Where networks run: a CUDA device where there is one."""
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -80,7 +80,9 @@ def B_at_scale(scale: np.ndarray, multiplier: float | None = None) -> np.ndarray
     """
     if multiplier is None:
         return -2 * np.log(scale)
-    return (-1 - lambertw(-np.asarray(scale) / np.e, k=-1).real) / multiplier
+    s = np.asarray(scale)
+    # At s = 1, the branch point, 1/e rounded is no argument of the function any more.
+    return np.where(s == 1, 0.0, (-1 - lambertw(-s / np.e, k=-1).real) / multiplier)
 
 
 def sgd_step(x: Array, eps: Array, alpha: float, beta_k: float) -> Array:

@@ -109,6 +109,17 @@ def quality_by_nfe(rows: pd.DataFrame, floor: pd.Series) -> Figure:
     return figure
 
 
+def speed(history: pd.DataFrame) -> Figure:
+    """Images per second, peak memory and utilisation of one training, from `study.speed`."""
+    figure, axes = plt.subplots(1, 3, figsize=(11, 2.6), layout="constrained")
+    columns = {"images_per_second": "images a second", "peak_memory_mib": "peak memory (MiB)",
+               "utilisation": "share of the device's peak (%)"}  # fmt: skip
+    for ax, (key, title) in zip(axes, columns.items(), strict=True):
+        ax.plot(history["images"] / 1000, history[key] * (100 if key == "utilisation" else 1), color=GREY)
+        ax.set(xlabel="training images (thousands)", ylabel=title, ylim=(0, None))
+    return figure
+
+
 def loss_curves(losses: pd.DataFrame) -> Figure:
     """Training loss of each run, one panel a framework: losses of two frameworks weigh noise levels differently."""
     frameworks = [f for f in COLOUR if f in set(losses["framework"])]

@@ -13,6 +13,7 @@ from fdm.names import Framework, Kernel
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 RunName = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9.]+)*$")]
 
 # The quarters of the budget at which a network is kept: the paper's 50, 100, 150 and 200 Mimg.
@@ -28,9 +29,17 @@ class Strict(BaseModel):
 class DatasetParams(Strict):
     """Which images, and whether the networks are told their classes."""
 
-    name: Literal["digits", "cifar10", "ffhq", "afhqv2"]
+    name: Literal["digits", "fashion-mnist", "cifar10", "ffhq", "afhqv2", "folder"]
     resolution: Literal[8, 16, 32, 64]
     conditional: bool
+    # Of the official archive, or of anyone's images; relative to the project. Without it: downloads/, else the network.
+    path: Annotated[str, Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _has_images(self) -> "DatasetParams":
+        if self.name == "folder" and self.path is None:
+            raise ValueError("dataset.path is missing; the data set folder needs the path of its images")
+        return self
 
 
 class NetworkParams(Strict):
@@ -55,6 +64,11 @@ class TrainingParams(Strict):
     augment: Share
     log_kimg: Positive
     state_kimg: Positive  # how often the whole state is written, for resuming
+    # How it is computed. A batch is shared out to `processes` (one a GPU) and, in each, to `accumulation` parts.
+    processes: Count = 1
+    accumulation: Count = 1
+    precision: Precision = "fp32"  # of matrix products and convolutions; weights and losses stay float32
+    compile: bool = False  # torch.compile: a minute at the start, and a C++ compiler
 
 
 class EvaluationParams(Strict):
@@ -66,6 +80,8 @@ class EvaluationParams(Strict):
     batch: Count
     duration_nfe: Count  # Table 1's number of evaluations, with Heun's sampler
     nfe: Annotated[list[Count], Field(min_length=1)]  # Tables 2 and 3, and the figure
+    processes: Count = 1  # batches are shared out to them (one a GPU); the samples do not depend on it
+    precision: Precision = "fp32"  # of the sampled networks; features are always float32
 
 
 class CheckpointParams(Strict):
@@ -107,6 +123,11 @@ class Profile(Strict):
         for nfe in [self.evaluation.duration_nfe, *self.evaluation.nfe]:
             if nfe % 2 == 0 or nfe < 3:
                 raise ValueError(f"evaluation.nfe: {nfe} is not allowed; Heun's sampler needs odd numbers from 3 up")
+        if self.training and self.training.batch % (self.training.processes * self.training.accumulation):
+            raise ValueError(
+                f"training.batch: {self.training.batch} is not allowed; it must be a multiple of processes x "
+                f"accumulation, {self.training.processes} x {self.training.accumulation}"
+            )
         for section in ("network", "training"):
             if self.published != (getattr(self, section) is None):
                 must = "must be absent where the runs are published checkpoints" if self.published else "is missing"

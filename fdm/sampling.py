@@ -1,16 +1,11 @@
 """Samples of a trained network: the same latents for every model, whatever the batch size and the processes."""
 
-import functools
-import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
-from joblib import Parallel, delayed
 from torch import Tensor
 
-from fdm import checkpoints
 from fdm.data import to_uint8
 from fdm.names import Sampler
 from fdm.preconditioning import Denoiser
@@ -54,25 +49,3 @@ def sample(denoiser: Denoiser, seeds: range, sampler: Sampler, nfe: int, device:
     """The samples of `seeds` as one batch, uint8 (N, C, H, W) on the CPU."""
     *_, x = trajectory(denoiser, seeds, sampler, nfe, device)
     return to_uint8(x).cpu()
-
-
-@functools.lru_cache(maxsize=1)
-def _load(path: Path, sha256: str, device: str) -> Denoiser:
-    return checkpoints.load(path)[0].to(device)
-
-
-def _work(path: Path, sha256: str, seeds: range, sampler: Sampler, nfe: int, device: str, threads: int) -> Tensor:
-    torch.set_num_threads(threads)
-    return sample(_load(path, sha256, device), seeds, sampler, nfe, device)
-
-
-def sample_checkpoint(
-    path: Path, sha256: str, batches: list[range], sampler: Sampler, nfe: int, device: str, threads: int
-) -> Iterator[Tensor]:
-    """Yield the samples of each batch of seeds in turn, uint8 (N, C, H, W), from the checkpoint at `path`.
-
-    On a CPU the batches are shared out to processes of `threads` threads, as many as there are cores for.
-    """
-    processes = min(len(batches), max(1, (os.cpu_count() or 1) // threads)) if device == "cpu" else 1
-    tasks = (delayed(_work)(path, sha256, seeds, sampler, nfe, device, threads) for seeds in batches)
-    yield from Parallel(n_jobs=processes, return_as="generator")(tasks)

@@ -20,7 +20,10 @@ from fdm.profiles import SNAPSHOTS, Profile
 
 MODELS = [(framework, kernel) for framework in ("vp", "ve", "edm") for kernel in ("baseline", "fdm")]
 KEYS = ["source", "data", "metric", "n"]
-DATA = {"digits": "digits", "cifar10": "CIFAR-10", "ffhq": "FFHQ", "afhqv2": "AFHQv2"}
+DATA = {
+    "digits": "digits", "fashion-mnist": "Fashion-MNIST", "cifar10": "CIFAR-10", "ffhq": "FFHQ", "afhqv2": "AFHQv2",
+    "folder": "own images",
+}  # fmt: skip
 PUBLISHED_MIMG = (50, 100, 150, 200)
 
 
@@ -71,6 +74,15 @@ def losses(profile: Profile, names: Iterable[str] | None = None) -> pd.DataFrame
         part = pd.read_csv(path, sep="\t").rename(columns={"step": "images"})
         parts.append(part.assign(run=name, framework=run.framework, kernel=run.kernel, seed=run.seed))
     return pd.concat(parts)
+
+
+def speed(profile: Profile, name: str) -> pd.DataFrame:
+    """How fast one run was trained: images, images_per_second, peak_memory_mib, utilisation (a share of the peak)."""
+    from fdm import training
+
+    folder = training.speed_folder(profile, name) / "plots" / "metrics"
+    parts = [pd.read_csv(folder / f"{key}.tsv", sep="\t").set_index("step")[key] for key in training.SPEED]
+    return pd.concat(parts, axis=1).rename_axis("images").reset_index()
 
 
 def frechet(rows: pd.DataFrame) -> str:

@@ -11,7 +11,7 @@ import yaml
 
 from fdm import data, profiles
 from fdm.data import Dataset
-from fdm.profiles import Profile
+from fdm.profiles import DatasetParams, Profile
 
 from .published_format import persistence  # noqa: F401, a fixture
 
@@ -55,4 +55,5 @@ def smoke(study: Path) -> Profile:
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """The prepared digits."""
-    return data.prepare("digits", 8, tmp_path_factory.mktemp("data") / "dataset.safetensors")
+    params = DatasetParams(name="digits", resolution=8, conditional=True)
+    return data.prepare(params, tmp_path_factory.mktemp("data") / "dataset.safetensors")

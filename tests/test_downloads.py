@@ -1,7 +1,11 @@
 """Fetching: a local server that cuts connections, corrupts bytes, is busy, or knows nothing of ranges."""
 
+import contextlib
+import errno
 import hashlib
 import http.server
+import io
+import shutil
 import threading
 from pathlib import Path
 
@@ -15,18 +19,23 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """Serves CONTENT under any name; the name says how."""
+    """Serves `files` by their names, and CONTENT under any other; the first part of the path says how."""
 
     log: list[tuple[str, str | None]]  # paths and ranges that were asked for
+    files: dict[str, bytes]
 
     def do_GET(self):
-        name, wanted = Path(self.path).stem, self.headers.get("Range")
+        name, wanted = Path(Path(self.path).parts[1]).stem, self.headers.get("Range")
+        content = self.files.get(Path(self.path).name, CONTENT)
         self.log.append((name, wanted))
         tries = sum(path == name for path, _ in self.log)
         if name == "missing" or (name == "busy" and tries < 3) or name == "down":
             self.send_error(404 if name == "missing" else 503)
             return
-        content = CONTENT[:-1] + b"!" if name == "corrupt" else CONTENT
+        if name == "page":
+            content = b"<html>Sign in to this network</html>"
+        if name == "corrupt":
+            content = content[:-1] + bytes([content[-1] ^ 1])
         first = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and name != "norange" else 0
         if first >= len(content):
             self.send_response(416)
@@ -34,45 +43,58 @@ class Server(http.server.BaseHTTPRequestHandler):
             self.end_headers()
             return
         self.send_response(206 if first else 200)
-        if name == "chunked":
+        if self.path.endswith("?chunked"):
             self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()
-            size = 200_000 if tries < 3 else len(content) - first  # a chunk that is promised whole and cut
+            size = (
+                200_000 if tries < 3 and name == "chunked" else len(content) - first
+            )  # a chunk that is promised whole and cut
             self.wfile.write(f"{len(content) - first:x}\r\n".encode() + content[first:][:size])
-            self.wfile.write(b"\r\n0\r\n\r\n" if tries >= 3 else b"")
+            self.wfile.write(b"\r\n0\r\n\r\n" if size == len(content) - first else b"")
             return
         self.send_header("Content-Length", str(len(content) - first))
         self.end_headers()
         body = content[first:]
         if name in ("cut", "norange") and tries < 4:
-            body = body[:300_000]
+            body = body[: len(content) // 4 + 1]
         self.wfile.write(body)
 
     def log_message(self, *args):
         pass
 
 
+@contextlib.contextmanager
+def serving(monkeypatch, **files):
+    """The address of a running server; no attempt waits long."""
+    monkeypatch.setattr(downloads, "PAUSE", 0.01)
+    monkeypatch.setattr(Server, "log", [], raising=False)
+    monkeypatch.setattr(Server, "files", files, raising=False)
+    instance = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    thread = threading.Thread(target=instance.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{instance.server_port}"
+    finally:
+        instance.shutdown()
+        instance.server_close()
+
+
 @pytest.fixture
 def server(study, monkeypatch):
     """The address of a running server; downloads/ is in a study of its own."""
-    monkeypatch.setattr(downloads, "PAUSE", 0.01)
-    monkeypatch.setattr(Server, "log", [], raising=False)
-    instance = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    thread = threading.Thread(target=instance.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{instance.server_port}"
-    instance.shutdown()
-    instance.server_close()
+    with serving(monkeypatch) as address:
+        yield address
 
 
 @pytest.mark.parametrize("name", ["whole", "cut", "norange", "busy", "chunked"])
 def test_a_file_arrives_whole_whatever_the_connection_does(server, name):
-    path = downloads.fetch(f"{server}/{name}.bin?download=true", SHA256)
+    query = "chunked" if name == "chunked" else "download=true"
+    path = downloads.fetch(f"{server}/{name}.bin?{query}", SHA256, len(CONTENT))
     assert path == downloads.place(f"{server}/{name}.bin")
     assert path.read_bytes() == CONTENT
     assert [p.name for p in path.parent.iterdir()] == [f"{name}.bin"]
     ranges = [wanted for _, wanted in Server.log if wanted]
-    assert ranges == {"cut": ["bytes=300000-", "bytes=600000-", "bytes=900000-"]}.get(name, ranges)
+    assert ranges == {"cut": ["bytes=256001-", "bytes=512002-", "bytes=768003-"]}.get(name, ranges)
     asked = len(Server.log)
     assert downloads.fetch(f"{server}/{name}.bin", SHA256) == path
     assert len(Server.log) == asked  # what is there is not fetched again
@@ -124,3 +146,72 @@ def test_what_cannot_be_had_is_a_sentence_that_says_where_to_put_it(server, name
 def test_no_network_is_a_sentence(server):
     with pytest.raises(FdmError, match=r"x\.bin cannot be downloaded \(.*\): download http"):
         downloads.fetch("http://127.0.0.1:9/x.bin")
+
+
+@pytest.mark.parametrize(("query", "kept"), [("", True), ("?chunked", False)])
+def test_a_page_in_place_of_the_file_is_refused_by_its_size(server, query, kept):
+    path = downloads.place(f"{server}/page.bin")
+    path.parent.mkdir()
+    part = path.with_name("page.bin.part")
+    part.write_bytes(CONTENT[:10])
+    with pytest.raises(FdmError, match=r"36 bytes, where 1,024,000 are wanted") as raised:
+        downloads.fetch(f"{server}/page.bin{query}", SHA256, len(CONTENT))
+    assert str(raised.value).count(". ") == 0
+    assert not path.exists()
+    assert part.exists() == kept  # where the server says its size, nothing is written
+
+
+def test_a_file_put_there_by_hand_with_another_size_is_not_even_hashed(server, monkeypatch):
+    path = downloads.place(f"{server}/mine.bin")
+    path.parent.mkdir()
+    path.write_bytes(b"other")
+    monkeypatch.setattr(downloads, "sha256", lambda path: pytest.fail("hashed"))
+    with pytest.raises(FdmError, match=r"mine\.bin has 5 bytes, where 1,024,000 are wanted; remove it, or download"):
+        downloads.fetch(f"{server}/mine.bin", SHA256, len(CONTENT))
+    assert path.read_bytes() == b"other"
+    assert Server.log == []
+
+
+def test_a_disk_that_is_too_small_is_told_before_anything_is_written(server, monkeypatch):
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=len(CONTENT) - 1))
+    with pytest.raises(FdmError, match=r"x\.bin needs 1\.0 MB of disk space, and .*/downloads has 1\.0 MB; make room"):
+        downloads.fetch(f"{server}/x.bin")
+    assert list(downloads.place("x.bin").parent.iterdir()) == []
+    path = downloads.place("x.bin")
+    path.with_name("x.bin.part").write_bytes(CONTENT[:1])  # what is there needs no room again
+    assert downloads.fetch(f"{server}/x.bin", SHA256) == path
+
+
+class FullDisk(io.FileIO):
+    """A file on a disk with room for 600,000 bytes."""
+
+    def write(self, content):
+        if self.tell() + len(content) > 600_000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(content)
+
+
+def test_a_disk_that_runs_full_is_one_sentence_and_the_part_is_kept(server, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", lambda path, mode: FullDisk(path, mode.replace("b", "")))
+        with pytest.raises(FdmError, match=r"^The disk is full after 0\.5 MB of x\.bin, which are kept; make room"):
+            downloads.fetch(f"{server}/x.bin", SHA256)
+    assert len(Server.log) == 1  # the network is not blamed
+    assert downloads.fetch(f"{server}/x.bin", SHA256).read_bytes() == CONTENT
+    assert Server.log[1:] == [("x", f"bytes={2 * downloads.CHUNK}-")]
+
+
+def test_a_place_that_cannot_be_written_is_a_sentence(server):
+    path = downloads.place("x.bin")
+    path.parent.write_text("a file where the folder should be")
+    with pytest.raises(FdmError, match=r"/downloads cannot be made \("):
+        downloads.fetch(f"{server}/x.bin")
+    path.parent.unlink()
+    path.with_name("x.bin.part").mkdir(parents=True)
+    with pytest.raises(FdmError, match=r"x\.bin\.part cannot be written \(Is a directory\)"):
+        downloads.fetch(f"{server}/x.bin")
+    assert len(Server.log) == 1
+    path.mkdir()
+    with pytest.raises(FdmError, match=r"x\.bin is not a file; move it away"):
+        downloads.fetch(f"{server}/x.bin")

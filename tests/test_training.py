@@ -1,13 +1,18 @@
 """Training: what it writes, how it resumes, and how it fails."""
 
+import contextlib
 import errno
 import os
+import random
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -15,10 +20,12 @@ import torch
 from fdm import checkpoints, data, files, training
 from fdm.errors import FdmError
 from fdm.files import sha256
+from fdm.profiles import DatasetParams
 
 from .conftest import ROOT, change
 
 RUN = "edm-fdm-0"
+DIGITS = DatasetParams(name="digits", resolution=8, conditional=True)
 
 
 @pytest.fixture
@@ -35,20 +42,45 @@ def run(profile, dataset, out: Path, name=RUN) -> dict[str, str]:
     return {path.name: sha256(path) for path in sorted((out / "checkpoints").iterdir())}
 
 
-class Killed(BaseException):
-    """Stands for the end of the process."""
+def killed(profile, dataset, out: Path, after: float | None = None, dying=lambda: None) -> bool:
+    """Train in a process of its own and kill it `after` seconds or where `dying` says; returns whether it died."""
+    child = os.fork()
+    if child == 0:
+        os.setpgid(0, 0)
+        dying()
+        with contextlib.suppress(BaseException):
+            run(profile, dataset, out)
+            os._exit(0)
+        os._exit(1)
+    with contextlib.suppress(OSError):  # here and there, as either may come first
+        os.setpgid(child, child)
+    if after is not None:
+        time.sleep(after)
+        os.killpg(child, signal.SIGKILL)
+    status = os.waitpid(child, 0)[1]
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+    return os.WIFSIGNALED(status)
 
 
-def kill_after(monkeypatch, steps: int) -> None:
-    """Raise in the given step, counted from now."""
-    real, count = training.losses.loss, iter(range(steps))
+def dies_after(calls: int, module, name: str, half=lambda *args: None):
+    """Make the process kill itself and those it forked in a call of module.name, `half` way through it."""
 
-    def loss(*args, **kwargs):
-        if next(count, None) is None:
-            raise Killed
-        return real(*args, **kwargs)
+    def patch():
+        real, count = getattr(module, name), iter(range(calls))
 
-    monkeypatch.setattr(training.losses, "loss", loss)
+        def call(*args, **kwargs):
+            if next(count, None) is None:
+                half(*args)
+                os.killpg(0, signal.SIGKILL)
+            return real(*args, **kwargs)
+
+        setattr(module, name, call)
+
+    return patch
+
+
+def half_a_file(content, path: Path, *rest) -> None:
+    path.write_bytes(bytes(10_000))
 
 
 def test_training_twice_gives_the_same_bytes_and_another_seed_others(quick, digits, tmp_path):
@@ -63,37 +95,147 @@ def test_training_twice_gives_the_same_bytes_and_another_seed_others(quick, digi
     assert run(other, digits, tmp_path / "c", "edm-fdm-1")["100.safetensors"] != first["100.safetensors"]
 
 
-@pytest.mark.parametrize("step", [1, 5, 9, 15])
-def test_a_killed_training_resumes_to_the_same_bytes(quick, digits, tmp_path, monkeypatch, step):
+def test_a_training_killed_at_ten_random_moments_ends_in_the_same_bits(quick, digits, tmp_path):
+    start = time.monotonic()
     whole = run(quick, digits, tmp_path / "whole")
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        kill_after(patch, step)
-        run(quick, digits, tmp_path / "killed")
-    assert not (tmp_path / "killed" / "checkpoints").exists()
+    seconds = time.monotonic() - start
+    moments = random.Random()  # other moments in every run of the tests
+    deaths = 0
+    for number in range(10):
+        out = tmp_path / str(number)
+        deaths += killed(quick, digits, out, moments.uniform(0, seconds))
+        assert run(quick, digits, out) == whole
+        for name in ("plots/metrics/loss.tsv", "metrics.json"):
+            assert (out / "logs" / name).read_text() == (tmp_path / "whole/logs" / name).read_text()
+    assert deaths >= 5  # the others had ended a moment before
+
+
+@pytest.mark.parametrize(
+    "dying",
+    [
+        dies_after(5, torch, "save", half_a_file),  # while a state is written
+        dies_after(5, training, "sha256"),  # before it has its name
+        dies_after(1, checkpoints, "save_file", half_a_file),  # while a checkpoint is written
+        dies_after(2, shutil, "copyfile", half_a_file),  # while results are put in their place
+        dies_after(0, training, "_log"),
+        dies_after(0, shutil, "rmtree"),
+    ],
+    ids=["state", "rename", "checkpoint", "result", "log", "end"],
+)
+def test_a_training_killed_while_it_writes_ends_in_the_same_bits(quick, digits, tmp_path, dying):
+    whole = run(quick, digits, tmp_path / "whole")
+    assert killed(quick, digits, tmp_path / "killed", dying=dying)
     assert run(quick, digits, tmp_path / "killed") == whole
-    for name in ("plots/metrics/loss.tsv", "metrics.json"):
-        assert (tmp_path / "killed/logs" / name).read_text() == (tmp_path / "whole/logs" / name).read_text()
+    assert (tmp_path / "killed/logs/metrics.json").read_text() == (tmp_path / "whole/logs/metrics.json").read_text()
+    assert not list((tmp_path / "killed" / "work").iterdir())
 
 
-def test_a_damaged_state_is_left_aside_for_the_one_before(quick, digits, tmp_path, monkeypatch):
+@pytest.mark.parametrize("damage", ["cut", "one byte"])
+def test_a_damaged_state_is_left_aside_for_the_one_before(quick, digits, tmp_path, damage):
     whole = run(quick, digits, tmp_path / "whole")
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        kill_after(patch, 9)
-        run(quick, digits, tmp_path / "killed")
-    (state,) = (tmp_path / "killed" / "work").glob("*/state.pt")
-    state.write_bytes(state.read_bytes()[:1000])
+    assert killed(quick, digits, tmp_path / "killed", dying=dies_after(5, torch, "save"))
+    before, last = sorted((tmp_path / "killed" / "work").glob("*/state-*.pt"))
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 1
+    last.write_bytes(content if damage == "one byte" else content[:-1000])
     with pytest.warns(UserWarning, match="is damaged and left aside"):
         result = training.train(
             quick, RUN, digits, tmp_path / "killed/checkpoints", tmp_path / "killed/logs", tmp_path / "killed/work"
         )
-    assert result["resumed_kimg"] > 0
+    assert result["resumed_kimg"] == int(before.stem.split("-")[1]) * quick.training.batch / 1000 > 0
     assert {p.name: sha256(p) for p in sorted((tmp_path / "killed/checkpoints").iterdir())} == whole
 
 
-def test_a_changed_parameter_never_resumes_from_another_state(quick, digits, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        kill_after(patch, 9)
-        run(quick, digits, tmp_path / "out")
+def test_two_trainings_of_one_run_do_not_get_into_each_others_way(quick, digits, tmp_path, monkeypatch):
+    assert killed(quick, digits, tmp_path, dying=dies_after(3, torch, "save"))
+    (home,) = (tmp_path / "work").iterdir()
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    with training._alone(home, RUN), pytest.raises(FdmError, match="is being trained by another process, with its "):
+        run(quick, digits, tmp_path)
+
+
+@pytest.fixture
+def plain(smoke):
+    """Twenty steps, each of them logged, without dropout, whose masks depend on the process."""
+    log = {"budget_kimg": 1.28, "log_kimg": 0.064, "state_kimg": 0.32}
+    return change(Path(smoke.params_file), training=log, network={"dropout": 0.0})
+
+
+def losses_of(profile, dataset, out: Path) -> np.ndarray:
+    run(profile, dataset, out)
+    return pd.read_csv(out / "logs/plots/metrics/loss.tsv", sep="\t")["loss"].to_numpy()
+
+
+@pytest.mark.parametrize(
+    "how", [{"processes": 2}, {"accumulation": 4}, {"processes": 2, "accumulation": 2}], ids=["2", "4 parts", "2x2"]
+)
+def test_processes_and_parts_of_a_batch_give_the_losses_of_one(plain, digits, tmp_path, how):
+    alone = losses_of(plain, digits, tmp_path / "alone")
+    shared = losses_of(change(Path(plain.params_file), training=how), digits, tmp_path / "shared")
+    assert len(alone) == 20
+    np.testing.assert_allclose(shared, alone, rtol=1e-6, atol=0)
+    grids = []
+    for place in ("alone", "shared"):
+        denoiser, _ = checkpoints.load(tmp_path / place / "checkpoints/100.safetensors")
+        grids.append(denoiser(torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8), torch.tensor(0.5)))
+    torch.testing.assert_close(grids[0], grids[1], atol=1e-5, rtol=0)
+
+
+def test_two_processes_compute_the_gradient_of_one(plain, digits, tmp_path):
+    gradients = []
+    for processes in (1, 2):
+        one_step = {"budget_kimg": 0.064, "state_kimg": 0.064, "processes": processes}
+        profile = change(Path(plain.params_file), training=one_step)
+        assert killed(profile, digits, tmp_path / str(processes), dying=dies_after(0, training, "write_json"))
+        (state,) = (tmp_path / str(processes)).glob("work/*/state-*.pt")
+        moments = torch.load(state, weights_only=True)["optimizer"]["state"]
+        gradients.append(torch.cat([weight["exp_avg"].flatten() / 0.1 for weight in moments.values()]))  # 1 - beta_1
+    assert gradients[0].norm() > 0.1
+    assert (gradients[0] - gradients[1]).norm() < 1e-6 * gradients[0].norm()
+
+
+def test_two_processes_that_are_killed_resume_to_the_same_bits(plain, digits, tmp_path):
+    profile = change(Path(plain.params_file), training={"processes": 2})
+    whole = run(profile, digits, tmp_path / "whole")
+    assert killed(profile, digits, tmp_path / "killed", dying=dies_after(2, torch, "save"))
+    assert run(profile, digits, tmp_path / "killed") == whole
+
+
+def test_a_sentence_comes_through_from_another_process(plain, digits, tmp_path):
+    profile = change(Path(plain.params_file), training={"processes": 2, "lr": 1e30, "lr_ramp_kimg": 0})
+    with pytest.raises(FdmError, match=r"^The loss of edm-fdm-0 is nan after .* Lower training.lr"):
+        run(profile, digits, tmp_path)
+
+
+def test_accelerate_launch_trains_what_the_pipeline_then_takes(plain, digits, tmp_path, monkeypatch):
+    profile = change(Path(plain.params_file), training={"processes": 2})
+    data.prepare(DIGITS, profile.build / "dataset.safetensors")
+    # As for GPUs: accelerate's own --cpu would want MPI.
+    command = "-m accelerate.commands.launch --num_machines 1 --mixed_precision no --dynamo_backend no"
+    train = f"-m fdm.training --params {profile.params_file} --run {RUN}"
+
+    def launch(processes):
+        parallel = ["--num_processes", str(processes), *(["--multi_gpu"] if processes > 1 else [])]
+        env = os.environ | {"PYTHONPATH": str(ROOT)}
+        return subprocess.run(
+            [sys.executable, *command.split(), *parallel, *train.split()], env=env, capture_output=True, text=True
+        )
+
+    wrong = launch(1)
+    assert wrong.returncode == 1
+    assert "fdm: processes: 2 is not what was launched, 1; use accelerate launch --num_processes 2" in wrong.stderr
+    done = launch(2)
+    assert done.returncode == 0, done.stderr
+    assert "edm-fdm-0 is trained; dvc repro takes it from" in done.stderr
+    whole = run(profile, digits, tmp_path / "whole")
+    monkeypatch.setattr(training.compute, "launch", None)  # nothing is left to be trained
+    out = tmp_path / "taken"
+    training.train(profile, RUN, digits, out / "checkpoints", out / "logs", Path("work"))
+    assert sha256(out / "checkpoints/100.safetensors") == whole["100.safetensors"]
+
+
+def test_a_changed_parameter_never_resumes_from_another_state(quick, digits, tmp_path):
+    assert killed(quick, digits, tmp_path / "out", dying=dies_after(5, torch, "save"))
     for section, changes in {"training": {"lr": 1e-3}, "network": {"dropout": 0.2}}.items():
         other = change(Path(quick.params_file), **{section: changes})
         result = training.train(other, RUN, digits, tmp_path / "o/c", tmp_path / "o/l", tmp_path / "out/work")
@@ -111,7 +253,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(quick, di
         FdmError, match=r"The loss of edm-fdm-0 is nan after .* kimg; the last good state is kept in .*"
     ):
         run(quick, digits, tmp_path)
-    (state,) = (tmp_path / "work").glob("*/state.pt")
+    *_, state = sorted((tmp_path / "work").glob("*/state-*.pt"))
     assert torch.load(state, weights_only=True)["step"] == 8
     assert (tmp_path / "checkpoints" / "100.safetensors").read_text() == "measured earlier"
 
@@ -184,7 +326,7 @@ def test_a_checkpoint_describes_itself_and_one_of_another_network_is_refused(qui
     path = tmp_path / "checkpoints" / "100.safetensors"
     denoiser, description = checkpoints.load(path, training.describe(quick, RUN, digits))
     assert description["images"] == 1024
-    assert description["run"] == RUN
+    assert description["name"] == RUN
     assert not denoiser.training
     with pytest.raises(FdmError, match=r"of another network: its network.architecture is 'ddpmpp', where 'ncsnpp'"):
         checkpoints.load(path, training.describe(quick, "ve-baseline-0", digits))
@@ -197,7 +339,7 @@ def test_a_checkpoint_describes_itself_and_one_of_another_network_is_refused(qui
 
 def test_a_data_set_is_refused_when_missing_truncated_or_altered(digits, tmp_path):
     good = tmp_path / "good.safetensors"
-    data.prepare("digits", 8, good)
+    data.prepare(DIGITS, good)
     assert digits.sha256 == data.load(good).sha256
     with pytest.raises(FdmError, match="is missing; run dvc repro"):
         data.load(tmp_path / "nothing")
@@ -213,11 +355,9 @@ def test_a_data_set_is_refused_when_missing_truncated_or_altered(digits, tmp_pat
         data.load(altered)
 
 
-def test_data_sets_say_what_they_cannot_do(tmp_path):
-    with pytest.raises(FdmError, match="cannot be prepared by this version; it knows digits"):
-        data.prepare("ffhq", 64, tmp_path / "x")
+def test_images_of_another_resolution_are_refused(tmp_path):
     with pytest.raises(FdmError, match=r"dataset.resolution: 16 is not allowed; the images of digits are 8x8"):
-        data.prepare("digits", 16, tmp_path / "x")
+        data.prepare(DIGITS.model_copy(update={"resolution": 16}), tmp_path / "x")
 
 
 def test_pixels_survive_the_way_there_and_back(digits):
