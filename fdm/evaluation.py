@@ -307,7 +307,7 @@ def _measure(
     """Measure, in this process and the others that accelerate knows of, what the file `memory` does not hold yet."""
     par, run = profile.evaluation, profile.run(name)
     accelerator = compute.accelerator(par.precision, par.processes, device)
-    at = str(accelerator.device)
+    at = "cpu" if device == "cpu" else str(accelerator.device)  # which calls it cpu:0
     real, _, made_by = load_reference(profile, reference)
     features, weights = extractor(par.extractor, at)
     if weights != made_by["weights"] or made_by["dataset"] != dataset.sha256:

@@ -117,6 +117,7 @@ def execute(name: str, parameters: dict[str, Any], output: Path, provenance: Pat
         "PYTHONPATH": os.pathsep.join([str(root()), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "OMP_NUM_THREADS": str(threads),
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        "PYTHONWARNINGS": "ignore:IProgress not found",  # bars are lines of text here, as they should be
     }
     failed = root() / "work" / "failed" / output.name
     failed.parent.mkdir(parents=True, exist_ok=True)

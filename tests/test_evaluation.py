@@ -131,6 +131,13 @@ def test_an_evaluation_measures_every_setting_and_goes_on_after_a_kill(trained, 
     assert again.to_csv() == rows.to_csv()
 
 
+def test_the_measurements_do_not_depend_on_the_number_of_processes(trained):
+    profile, *rest = trained
+    shared = change(Path(profile.params_file), evaluation={"processes": 3, "batch": 16})
+    one = change(Path(profile.params_file), evaluation={"processes": 1})
+    assert evaluation.evaluate(shared, *rest).to_csv() == evaluation.evaluate(one, *rest).to_csv()
+
+
 def test_pictures_are_kept_small(trained, tmp_path):
     profile, _, _, folder, _, _ = trained
     evaluation.pictures(profile, folder, tmp_path / "pictures.safetensors")
