@@ -1,6 +1,8 @@
 # make repro   regenerate the tables, figures and notebooks of PROFILE (digits), in under 20 minutes on two cores
 # make test    check everything: style, types, tests, the small pipeline, the committed notebooks
 # make lab     open JupyterLab on the notebooks
+# make plan    what PROFILE will cost in hours, memory and disk, and what is missing; trains nothing
+# make doctor  what this machine has, and what each profile can do on it
 # make check   validate the parameters of PROFILE and run nothing
 # make venv    set up .venv from requirements.lock (the other targets do that when it is missing or stale)
 # make lock    resolve requirements.lock again from pyproject.toml
@@ -18,7 +20,7 @@ export PYTHONPATH := $(CURDIR)
 export PYTHONDONTWRITEBYTECODE :=
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help repro test lab check venv lock clean
+.PHONY: help repro test lab plan doctor check venv lock clean
 
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
@@ -40,6 +42,12 @@ repro: .venv/ready
 
 check: .venv/ready
 	@python -m fdm check --params $(FOLDER)/params.yaml
+
+plan: .venv/ready
+	@python -m fdm plan --params $(FOLDER)/params.yaml
+
+doctor: .venv/ready
+	@python -m fdm doctor
 
 test: .venv/ready
 	ruff check .

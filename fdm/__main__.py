@@ -105,7 +105,24 @@ def import_checkpoint(args: argparse.Namespace) -> None:
     print(f"{path}: {published.checkpoints.describe(path)['denoiser']}")
 
 
-COMMANDS = [check, code, prepare, reference, fetch, notebook, publish, readme]
+def plan(profile: Profile, args: argparse.Namespace) -> None:
+    """Say what the profile will cost in hours, memory and disk, and what is missing, without training."""
+    from fdm import plan
+
+    print(plan.report(profile))
+
+
+def doctor(args: argparse.Namespace) -> None:
+    """Check the environment, devices, disk, data and DVC, and say what each profile can do here."""
+    from fdm import doctor
+
+    text, well = doctor.report()
+    print(text)
+    if not well:
+        raise FdmError("Something is wrong for the default profile; see the lines above.")
+
+
+COMMANDS = [check, code, prepare, reference, fetch, notebook, publish, readme, plan]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -125,6 +142,8 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("file", type=Path, help="edm-*.pkl or network-snapshot-*.pkl")
     command.add_argument("--out", type=Path, required=True, help="folder for <name>.safetensors and <name>.json")
     command.set_defaults(function=import_checkpoint, params=None)
+    command = commands.add_parser("doctor", help=doctor.__doc__, description=doctor.__doc__)
+    command.set_defaults(function=doctor, params=None)
     args = parser.parse_args(argv)
     # In a log, a progress bar is a line now and then; tqdm reads this when it is first imported.
     os.environ.setdefault("TQDM_MININTERVAL", "0.5" if sys.stderr.isatty() else "15")

@@ -1,5 +1,7 @@
 """Metrics against other formulas, and what is measured and kept."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -8,6 +10,8 @@ from safetensors.torch import load_file
 
 from fdm import evaluation, training
 from fdm.errors import FdmError
+
+from .conftest import change
 
 
 def test_the_frechet_distance_is_the_textbooks():

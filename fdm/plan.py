@@ -1,0 +1,336 @@
+"""What a profile will cost, before anything is spent: networks, FLOPs, hours, disk, and what is missing."""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import psutil
+import torch
+import yaml
+from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+from fdm import archives, augmentation, checkpoints, compute, data, downloads, evaluation, losses, training
+from fdm.data import Dataset
+from fdm.errors import FdmError
+from fdm.files import root
+from fdm.preconditioning import Denoiser
+from fdm.profiles import Profile
+
+SECONDS = 20  # that the measurement takes
+UTILISATION = 0.3  # of a GPU's peak that a training is assumed to reach
+# Images, channels and classes of the data sets that are not prepared yet; those of a folder show when it is.
+SHAPES = {
+    "digits": (1797, 1, 10), "fashion-mnist": (60_000, 1, 10), "cifar10": (50_000, 3, 10), "ffhq": (70_000, 3, 1),
+    "afhqv2": (15_803, 3, 3), "folder": (0, 3, 1),
+}  # fmt: skip
+# Dense peak in TFLOP/s and memory in GB, by the makers' data sheets.
+GPUS: dict[str, tuple[dict[str, float], int]] = {
+    "V100": ({"fp32": 15.7, "fp16": 125}, 32),
+    "A100": ({"fp32": 19.5, "tf32": 156, "bf16": 312, "fp16": 312}, 80),
+    "H100": ({"fp32": 67, "tf32": 495, "bf16": 989, "fp16": 989}, 80),
+    "RTX 4090": ({"fp32": 82.6, "tf32": 82.6, "bf16": 165, "fp16": 165}, 24),
+}
+GIB = 2**30
+
+
+class Network(NamedTuple):
+    """Size and cost of one run's network."""
+
+    parameters: int
+    flops: int  # of one evaluation of one image
+    activations: int  # bytes that one image's forward pass keeps for the backward pass, in float32
+
+    def memory(self, images: int) -> int:
+        """Bytes that training holds: weights, gradients, Adam's two moments and the average, and `images` images."""
+        return 5 * 4 * self.parameters + images * self.activations
+
+
+def dataset_of(profile: Profile) -> Dataset:
+    """The prepared data set, or an empty one of the same shape; raises FdmError when the prepared one is damaged."""
+    path = profile.build / "dataset.safetensors"
+    if path.exists():
+        return data.load(path)
+    _, channels, classes = SHAPES[profile.dataset.name]
+    side = profile.dataset.resolution
+    images, labels = torch.empty(0, channels, side, side, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
+    return Dataset(profile.dataset.name, images, labels, classes, "")
+
+
+def network(profile: Profile, name: str, dataset: Dataset) -> Network:
+    """Cost of one run's network, without allocating it."""
+    with torch.device("meta"):
+        denoiser = checkpoints.build(training.describe(profile, name, dataset)).train()
+        net: Any = denoiser.model
+        x = torch.zeros(1, net.channels, net.resolution, net.resolution)
+        labels = torch.zeros(1, net.label_dim) if net.label_dim else None
+        kept: dict[int, torch.UntypedStorage] = {}
+        own = {parameter.untyped_storage()._cdata for parameter in denoiser.parameters()}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in own:
+                kept[storage._cdata] = storage
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            denoiser(x, torch.ones(()), labels)
+    parameters = sum(parameter.numel() for parameter in denoiser.parameters())
+    return Network(parameters, compute.flops(denoiser), sum(storage.nbytes() for storage in kept.values()))
+
+
+def evaluations(profile: Profile) -> int:
+    """Network evaluations that one run's scores take."""
+    return profile.evaluation.samples * sum(nfe for _, _, nfe in evaluation.settings(profile))
+
+
+# ----------------------------------------------------------------------------------------------- measurement
+
+
+def _rate(step: Callable[[int], None], images: int, seconds: float) -> float:
+    """Images a second of `step(n)`, in about `seconds`: n goes from one image up to `images`, or where time ends it."""
+    n, start = 1, time.perf_counter()
+    while True:
+        began = time.perf_counter()
+        step(n)
+        took = time.perf_counter() - began
+        left = seconds - (time.perf_counter() - start)
+        if n < images and 6 * took < left:  # room for twice as many, to warm up and to measure
+            n = min(2 * n, images)
+            continue
+        times: list[float] = []
+        while not times or (left > took and len(times) < 50):
+            began = time.perf_counter()
+            step(n)
+            times.append(time.perf_counter() - began)
+            left -= times[-1]
+        return n / sorted(times)[len(times) // 2]
+
+
+def _measure(profile: Profile, dataset: Dataset, names: list[str], device: str, path: Path) -> None:
+    """Write images a second, trained and evaluated, of the networks of some runs, for all processes together."""
+    par = profile.training
+    assert par is not None
+    accelerator = compute.accelerator("fp32" if device == "cpu" and par.precision != "bf16" else par.precision,
+                                      here(profile), device)  # fmt: skip
+    torch.set_num_threads(profile.threads if here(profile) == 1 else 1)
+    at, rates = accelerator.device, {}
+    seconds = SECONDS / len(names)
+    for name in names:
+        run = profile.run(name)
+        denoiser: Denoiser = checkpoints.build(training.describe(profile, name, dataset)).to(at)
+        denoiser = denoiser.to(memory_format=torch.channels_last)
+        adam = torch.optim.Adam(denoiser.parameters(), lr=0.0, fused=True)
+        net: Any = denoiser.model
+
+        def inputs(n: int, net: Any = net) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+            images = torch.zeros(n, net.channels, net.resolution, net.resolution, device=at)
+            labels = torch.zeros(n, net.label_dim, device=at) if net.label_dim else None
+            return images, labels, torch.zeros(n, augmentation.LABELS, device=at) if net.augment_dim else None
+
+        def train(
+            n: int, denoiser: Denoiser = denoiser, adam: Any = adam, run: Any = run, inputs: Any = inputs
+        ) -> None:
+            images, labels, augment = inputs(n)
+            u = losses.draw(run.framework, n, torch.Generator(at).manual_seed(0))
+            with accelerator.autocast():
+                loss = losses.loss(denoiser, images, u, torch.randn_like(images), labels, augment)
+            loss.sum().backward()
+            adam.step()
+            adam.zero_grad()
+            float(loss.detach().sum())  # which waits for a GPU
+
+        @torch.inference_mode()
+        def evaluate(n: int, denoiser: Denoiser = denoiser, inputs: Any = inputs) -> None:
+            images, labels, _ = inputs(n)
+            float(denoiser(images, torch.ones((), device=at), labels).sum())
+
+        share = par.batch // (par.processes * par.accumulation)
+        rate = {"trained": _rate(train, share, 0.7 * seconds)}
+        denoiser.eval()
+        rate["evaluated"] = _rate(evaluate, profile.evaluation.batch, 0.3 * seconds)
+        rates[name] = rate
+    total = {
+        name: {
+            key: float(accelerator.reduce(torch.tensor(value, device=at), "sum")) for key, value in sorted(rate.items())
+        }
+        for name, rate in rates.items()
+    }
+    if accelerator.is_main_process:
+        path.write_text(json.dumps(total))
+    accelerator.end_training()
+
+
+def here(profile: Profile) -> int:
+    """Processes that the profile asks for, and no more than this machine has devices or cores."""
+    asked = profile.training.processes if profile.training else 1
+    there = torch.cuda.device_count() if compute.device() == "cuda" else os.cpu_count() or 1
+    return min(asked, there)
+
+
+def measure(profile: Profile, dataset: Dataset, names: list[str]) -> dict[str, dict[str, float]]:
+    """Images a second on this machine, `trained` and `evaluated`, of the networks of some runs, in about 20 seconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rates.json"
+        compute.launch(_measure, (profile, dataset, names, compute.device(), path), here(profile))
+        return json.loads(path.read_text())
+
+
+# ------------------------------------------------------------------------------------------------- what is missing
+
+
+def missing(profile: Profile, need: Network | None) -> list[str]:
+    """What keeps the profile from running on this machine, and what it will download: one sentence each."""
+    out = []
+    par, prepared = profile.training, profile.build / "dataset.safetensors"
+    lacking = archives.available(profile.dataset)
+    if lacking and not prepared.exists():
+        out.append(f"data: {lacking}")
+    if profile.dataset.name == "folder" and not lacking and prepared.exists():
+        source = root() / str(profile.dataset.path)
+        newest = max(path.stat().st_mtime for path in [source, *source.rglob("*")])
+        if newest > prepared.stat().st_mtime:
+            out.append(f"data: {source} has changed since it was prepared; dvc repro -f prepare reads it again")
+    if profile.evaluation.extractor == "inception-v3-compat":
+        name = Path(URL_INCEPTION_V3).name
+        if not any((f / name).exists() for f in (root() / "downloads", Path(torch.hub.get_dir()) / "checkpoints")):
+            out.append(f"weights: {name} will be downloaded from {URL_INCEPTION_V3}, or put it into downloads/")
+    for run in profile.runs.values():
+        if run.checkpoint and not downloads.place(run.checkpoint.url).exists():
+            out.append(f"network: {downloads.place(run.checkpoint.url).name} will be downloaded")
+    device = compute.device()
+    for section in (par, profile.evaluation):
+        if section is not None:
+            try:
+                compute.require(section.precision, section.processes, device)
+            except FdmError as error:
+                out.append(str(error).rstrip("."))
+    if par and par.compile and device == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
+        out.append("compiler: training.compile needs a C++ compiler, g++ or clang++")
+    if par and need:
+        share = par.batch // (par.processes * par.accumulation)
+        wanted = need.memory(share) * (par.processes if device == "cpu" else 1)
+        free = psutil.virtual_memory().available if device == "cpu" else torch.cuda.mem_get_info()[0]
+        if wanted > free:
+            out.append(
+                f"memory: training takes about {wanted / GIB:.0f} GiB, and {free / GIB:.0f} are free; raise "
+                "training.accumulation"
+            )
+        if disk(profile, need) > shutil.disk_usage(root()).free:
+            out.append(f"disk: about {disk(profile, need) / GIB:.1f} GiB are needed in {root()}, and fewer are free")
+    return list(dict.fromkeys(out))
+
+
+def disk(profile: Profile, need: Network | None) -> int:
+    """Bytes of the profile's data set, features and checkpoints, twice as DVC keeps a copy, and a training's states."""
+    dataset = dataset_of(profile)
+    count = len(dataset.images) or SHAPES[profile.dataset.name][0]
+    images = count * dataset.shape[0] * profile.dataset.resolution**2
+    features = count * 4 * (2048 if profile.evaluation.extractor == "inception-v3-compat" else 320)
+    weights = 4 * need.parameters if need else 0
+    return 2 * (images + features + 4 * len(profile.runs) * weights) + 2 * 4 * weights
+
+
+def stages(profile: Profile) -> list[str]:
+    """Stages that dvc repro would run; all of them for a profile that was never run."""
+    file = root() / Path(profile.params_file).with_name("dvc.yaml")
+    every = yaml.safe_load(file.read_text())["stages"]
+    names = [f"{name}@{run}" for name, stage in every.items() for run in (profile.runs if "foreach" in stage else [""])]
+    names = [name.removesuffix("@") for name in names]
+    if not file.with_suffix(".lock").exists():
+        return names
+    command = [sys.executable, "-m", "dvc", "repro", "--dry", "--allow-missing", str(file)]
+    done = subprocess.run(command, cwd=root(), capture_output=True, text=True)
+    if done.returncode:
+        return names
+    lines = [line for line in done.stdout.splitlines() if line.startswith("Running stage ")]
+    return [line.split("'")[1].rpartition(":")[2] for line in lines]
+
+
+# --------------------------------------------------------------------------------------------------------- report
+
+
+def hours(seconds: float) -> str:
+    """A duration for people: 40 s, 12 min, 3.5 h, 20 days."""
+    for limit, unit, size in ((100, "s", 1), (6000, "min", 60), (100 * 3600, "h", 3600)):
+        if seconds < limit:
+            return f"{seconds / size:.0f} {unit}" if unit != "h" else f"{seconds / size:.1f} h"
+    return f"{seconds / 86400:,.0f} days"
+
+
+def report(profile: Profile) -> str:
+    """The plan as text. It measures for about 20 seconds, and trains nothing."""
+    par, ev = profile.training, profile.evaluation
+    dataset = dataset_of(profile)
+    networks = {name: network(profile, name, dataset) for name in profile.runs} if par else {}
+    largest = max(networks.values(), key=lambda n: n.memory(1), default=None)
+    todo = stages(profile)
+    every = evaluations(profile)
+    lines = [
+        f"Profile {profile.profile}: {len(profile.runs)} runs on {profile.dataset.name} "
+        f"({profile.dataset.resolution}x{profile.dataset.resolution}).",
+        "",
+        f"Stages to run: {', '.join(todo) if todo else 'none, all results are there'}.",
+    ]
+    if not par:
+        lines += [
+            "", "The networks are published ones: their sizes are known once they are fetched. "
+            f"Scoring takes {every:,} evaluations a run ({ev.samples:,} samples a setting)."
+        ]  # fmt: skip
+    else:
+        images = math.ceil(par.budget_kimg * 1000 / par.batch) * par.batch
+        work = [sum(net.flops for net in networks.values()) * count for count in (compute.TRAINING * images, every)]
+        # One measurement serves runs of one network.
+        first: dict[Network, str] = {}
+        for name, net in networks.items():
+            first.setdefault(net, name)
+        print(f"Measuring this machine for about {SECONDS} seconds ...", file=sys.stderr)
+        rates = measure(profile, dataset, list(first.values()))
+        rows = []
+        total = [0.0, 0.0]
+        for name, net in networks.items():
+            rate = rates[first[net]]
+            costs = images / rate["trained"], every / rate["evaluated"]
+            total = [a + b for a, b in zip(total, costs, strict=True)]
+            rows.append({
+                "run": name, "parameters": f"{net.parameters:,}", "GFLOP an image": f"{net.flops / 1e9:.3g}",
+                "images": f"{images:,}", "images/s": f"{rate['trained']:.3g}", "training": hours(costs[0]),
+                "evaluations": f"{every:,}", "evaluations/s": f"{rate['evaluated']:.3g}", "scoring": hours(costs[1]),
+            })  # fmt: skip
+        lines += [
+            "", pd.DataFrame(rows).to_string(index=False), "",
+            f"On this machine ({compute.device()}, {here(profile)} processes): training {hours(total[0])}, "
+            f"scoring {hours(total[1])} at least, together {hours(sum(total))}.",
+        ]  # fmt: skip
+        step = compute.TRAINING * max(net.flops for net in networks.values()) * par.batch
+        lines += [
+            "", f"On GPUs: {work[0]:.2g} FLOPs of training ({par.precision}), {work[1]:.2g} of scoring ({ev.precision}), "
+            f"at {UTILISATION:.0%} of the peak (assumed; a step is {step / 1e12:.2g} TFLOP, and small ones reach less):"
+        ]  # fmt: skip
+        share = par.batch // (par.processes * par.accumulation)
+        need = largest.memory(share) if largest else 0
+        table = []
+        for gpu, (peaks, memory) in GPUS.items():
+            if par.precision not in peaks:
+                continue
+            peak = peaks[par.precision], peaks.get(ev.precision, peaks["fp32"])
+            seconds = sum(w / (UTILISATION * p * 1e12) for w, p in zip(work, peak, strict=True))
+            fits = "yes" if need < memory * 1e9 else f"no, {need / GIB:.0f} GiB: more processes or accumulation"
+            table.append({"GPU": gpu, "one": hours(seconds), "eight": hours(seconds / 8), f"{share} images fit": fits})
+        lines += [pd.DataFrame(table).to_string(index=False)]
+        lines += [
+            "",
+            f"Memory of one training process: about {need / GIB:.2g} GiB beside PyTorch, {share} images at a time.",
+        ]
+    lines += [f"Disk: about {disk(profile, largest) / GIB:.2g} GiB, with DVC's copies."]
+    gaps = missing(profile, largest)
+    lines += ["", *([f"Missing here: {gap}." for gap in gaps] or ["Nothing is missing here."])]
+    return "\n".join(lines)
