@@ -312,7 +312,7 @@ def report(profile: Profile) -> str:
         ]  # fmt: skip
         step = compute.TRAINING * max(net.flops for net in networks.values()) * par.batch
         lines += [
-            "", f"On GPUs: {work[0]:.2g} FLOPs of training ({par.precision}), {work[1]:.2g} of scoring ({ev.precision}), "
+            "", f"On GPUs: {work[0]:.2g} FLOPs to train in {par.precision}, {work[1]:.2g} to score in {ev.precision}, "
             f"at {UTILISATION:.0%} of the peak (assumed; a step is {step / 1e12:.2g} TFLOP, and small ones reach less):"
         ]  # fmt: skip
         share = par.batch // (par.processes * par.accumulation)
