@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
-from fdm import evaluation, training
+from fdm import data, evaluation, training
+from fdm.__main__ import main
 from fdm.errors import FdmError
 
 from .conftest import change
@@ -99,6 +101,7 @@ def test_missing_inception_weights_say_what_to_download_and_where_to_put_it(stud
 def trained(smoke, digits, tmp_path):
     """The smoke profile with one trained run and reference features."""
     run = "edm-fdm-0"
+    smoke = change(Path(smoke.params_file), evaluation={"processes": 1})  # so that tests can see into it
     training.train(smoke, run, digits, tmp_path / "checkpoints", tmp_path / "logs", tmp_path / "work")
     evaluation.extractor.cache_clear()
     evaluation.make_reference(smoke, digits, tmp_path / "reference.safetensors")
@@ -140,6 +143,28 @@ def test_the_measurements_do_not_depend_on_the_number_of_processes(trained):
     shared = change(Path(profile.params_file), evaluation={"processes": 3, "batch": 16})
     one = change(Path(profile.params_file), evaluation={"processes": 1})
     assert evaluation.evaluate(shared, *rest).to_csv() == evaluation.evaluate(one, *rest).to_csv()
+
+
+def test_anyones_pictures_are_prepared_trained_on_and_scored(smoke, tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(40):
+        pixels = rng.integers(0, 256, (20, 30, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(pictures / f"{number}.{('png', 'jpg')[number % 2]}")
+    mine = {"name": "folder", "path": str(pictures), "conditional": False}
+    profile = change(Path(smoke.params_file), dataset=mine, evaluation={"samples": 32})
+    assert main(["prepare", "--params", profile.params_file]) == 0
+    dataset = data.load(profile.build / "dataset.safetensors")
+    assert dataset.shape == (3, 8, 8)
+    for name in profile.runs:
+        training.train(profile, name, dataset, tmp_path / name, tmp_path / "logs", tmp_path / "work")
+    assert main(["reference", "--params", profile.params_file]) == 0
+    reference = profile.build / "reference.safetensors"
+    for name in profile.runs:
+        rows = evaluation.evaluate(profile, name, dataset, tmp_path / name, reference, tmp_path / "work")
+        assert rows["value"].notna().all()
+        assert set(rows["dataset"]) == {"folder"}
 
 
 def test_pictures_are_kept_small(trained, tmp_path):

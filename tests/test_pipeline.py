@@ -66,12 +66,13 @@ class Scratch:
         return re.findall(r"Running stage '(?:.*:)?(.*)'", self(" ".join(["dvc repro", *options, SMOKE])))
 
     def hashes(self, provenance: bool = True) -> dict[str, str]:
-        """Hash of every result and of the lock."""
+        """Hash of every result and of the lock; without provenance nothing that tells of times and speeds."""
         files = [*(self.path / RESULTS).rglob("*"), self.path / "profiles" / "smoke" / "dvc.lock"]
         return {
             str(file.relative_to(self.path)): hashlib.sha256(file.read_bytes()).hexdigest()
             for file in files
-            if file.is_file() and (provenance or file.parent.name != "provenance")
+            if file.is_file()
+            and (provenance or not ("provenance" in file.parts or file.name.startswith(("02_train", "dvc.lock"))))
         }
 
     def edit(self, name: str, old: str, new: str) -> None:
@@ -98,8 +99,9 @@ def run(scratch: Scratch) -> Scratch:
 
 
 def test_the_committed_results_are_those_of_the_committed_code(scratch):
-    printed = scratch("dvc repro --allow-missing --dry")
-    assert "Running stage" not in printed, printed
+    for profile in ("dvc.yaml", "profiles/fashion-cpu/dvc.yaml"):
+        printed = scratch(f"dvc repro --allow-missing --dry {profile}")
+        assert "Running stage" not in printed, printed
     assert scratch("git status --porcelain") == ""
 
 
@@ -167,7 +169,7 @@ def test_a_killed_stage_loses_nothing_and_goes_on(run):
     command = ["dvc", "repro", "-s", f"{SMOKE}:train@edm-fdm-0"]
     process = subprocess.Popen(command, cwd=run.path, env=run.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     for _ in range(3000):
-        if list((run.path / "work").glob("*/state.pt")):
+        if list((run.path / "work").glob("*/state-*.pt")):
             break
         time.sleep(0.1)
     for child in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:

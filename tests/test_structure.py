@@ -4,6 +4,7 @@ import ast
 import re
 import tomllib
 from pathlib import Path
+from typing import get_args
 
 import nbformat
 import pytest
@@ -11,15 +12,25 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from fdm import evaluation, profiles, study, training
+from fdm import archives, evaluation, plan, profiles, study, training
 from fdm.__main__ import main
 from fdm.errors import FdmError
 
 from .conftest import ROOT, change
 
-PROFILES = ["digits", "smoke", "paper-cifar10", "paper-ffhq", "paper-afhqv2", "published-checkpoints"]
+PROFILES = [
+    "digits",
+    "smoke",
+    "fashion",
+    "fashion-cpu",
+    "paper-cifar10",
+    "paper-ffhq",
+    "paper-afhqv2",
+    "published-checkpoints",
+]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-EXECUTED = sorted((ROOT / "results" / "digits" / "notebooks").glob("*.ipynb"))
+COMMITTED = ["digits", "fashion-cpu"]  # the profiles whose results are here
+EXECUTED = sorted(path for name in COMMITTED for path in (ROOT / "results" / name / "notebooks").glob("*.ipynb"))
 
 
 # ----------------------------------------------------------------------------------------------- environment
@@ -104,6 +115,11 @@ def test_stages_depend_on_the_code_that_they_run():
             # Training reaches the evaluation through the checkpoints, whose hash is a dependency.
             through_checkpoints = stage == "evaluate" and name in {"augmentation", "losses", "training", "profiles"}
             assert through_checkpoints or path in deps or str(Path(path).parent) in deps, f"{stage} misses {path}"
+
+
+def test_every_data_set_has_a_source_a_shape_and_a_name_for_tables():
+    names = set(get_args(profiles.DatasetParams.model_fields["name"].annotation))
+    assert names == set(archives.data.SOURCES) == set(plan.SHAPES) == set(study.DATA)
 
 
 # -------------------------------------------------------------------------------------------------- profiles
@@ -224,18 +240,19 @@ def test_sources_are_committed_without_outputs(path):
     assert any("parameters" in cell.metadata.get("tags", []) for cell in code)
 
 
-def test_there_is_an_executed_copy_of_every_notebook_and_run():
-    runs = profiles.find("digits").runs
+@pytest.mark.parametrize("name", COMMITTED)
+def test_there_is_an_executed_copy_of_every_notebook_and_run(name):
+    runs = profiles.find(name).runs
     wanted = {
         "01_kernel",
         "04_tables",
         "06_published_code",
         *(f"{n}+{run}" for run in runs for n in ("02_train", "03_evaluate")),
     }
-    assert {path.stem for path in EXECUTED} == wanted
+    assert {path.stem for path in EXECUTED if path.parts[-3] == name} == wanted
 
 
-@pytest.mark.parametrize("path", EXECUTED, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", EXECUTED, ids=lambda p: f"{p.parts[-3]} {p.stem}")
 def test_executed_notebooks_are_of_the_committed_sources_with_outputs_and_no_error(path):
     executed = nbformat.read(path, as_version=4)
     source = nbformat.read(ROOT / "notebooks" / f"{path.stem.split('+')[0]}.ipynb", as_version=4)
