@@ -76,13 +76,16 @@ def notebook(profile: Profile, args: argparse.Namespace) -> None:
 
 def publish(profile: Profile, args: argparse.Namespace) -> None:
     """Put the executed notebooks, with their present prose, under results/<profile>/notebooks."""
-    from fdm import notebooks
+    from fdm import evaluation, notebooks, training
 
     per_run = ["03_evaluate"] if profile.published else ["02_train", "03_evaluate"]
     every_run = [f"{name}+{run}" for run in profile.runs for name in per_run]
     names = ["01_kernel", *every_run, "04_tables", "06_published_code"]
     executed = [profile.build / "notebooks" / f"{name}.ipynb" for name in names]
     notebooks.publish(executed, profile.results / "notebooks")
+    # All stages before this one are done with: what they kept for a rerun would keep a forced one from working anew.
+    for module in (training, evaluation):
+        module.forget(profile, root() / "work")
 
 
 def readme(profile: Profile, args: argparse.Namespace) -> None:

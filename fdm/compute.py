@@ -1,6 +1,7 @@
 """Processes, precision, and what a device can do: a thin layer over accelerate."""
 
 import contextlib
+import datetime
 import io
 import logging
 import os
@@ -18,7 +19,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator, notebook_launcher
 from accelerate.state import AcceleratorState
-from accelerate.utils import is_cuda_available
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, is_cuda_available
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -78,6 +80,12 @@ def accelerator(
         gradient_accumulation_steps=accumulation,
         dynamo_backend="inductor" if compile else "no",
         step_scheduler_with_optimizer=False,
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=datetime.timedelta(days=1)),  # others wait while one scores or writes
+            # Otherwise gradients are laid out anew after the first step, and a resumed training adds them up in
+            # another order than one that was not killed.
+            DistributedDataParallelKwargs(find_unused_parameters=device == "cpu"),
+        ],
     )
     use_tf32(precision == "tf32")
     if out.num_processes != processes:
@@ -109,11 +117,11 @@ def launch(function: Callable[..., Any], args: tuple, processes: int) -> None:
             try:
                 function(*args)
             except Exception as error:
-                told = str(error)
-                if not isinstance(error, FdmError):
+                if isinstance(error, FdmError):
+                    write_text(sentence, str(error))
+                elif not isinstance(error, SignalException) and not sentence.exists():  # else the end of another
                     traceback.print_exc()
-                    told = f"One of {processes} processes failed with {type(error).__name__}: {error}."
-                write_text(sentence, told)
+                    write_text(sentence, f"One of {processes} processes failed with {type(error).__name__}: {error}.")
                 raise
 
         free.bind(("127.0.0.1", 0))
@@ -153,6 +161,8 @@ def matmul_peak(device: str, precision: Precision, repeats: int = 5) -> float:
         a @ b
         _wait(device)
         seconds.append(time.perf_counter() - start)
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()  # these products are no part of what is measured after them
     return 2 * n**3 / statistics.median(seconds[1:])
 
 

@@ -45,7 +45,7 @@ CODE = (
     "evaluation",
 )  # the modules whose source shapes a measurement
 
-KID_LIMIT = 5000  # images; the kernel matrix of KID grows with the square of it
+LIMIT = 5000  # images of a set for KID, precision and recall, whose cost grows with the square of it
 BOOTSTRAP = 1000  # resamples of an interval
 CALIBRATIONS = 20  # random halvings of the real images behind a calibration row
 CONTEXT = ("profile", "dataset", "run", "framework", "kernel", "seed", "duration", "kimg", "sampler", "nfe")
@@ -141,16 +141,19 @@ def frechet_distance(generated: Tensor, real: Tensor) -> float:
     return fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID]
 
 
+def _part(features: Tensor, n: int) -> Tensor:
+    """A random part of n rows, or all: data sets are often in an order, the digits by who wrote them."""
+    return features[torch.randperm(len(features), generator=torch.Generator().manual_seed(0))[:n]]
+
+
 def kid(generated: Tensor, real: Tensor) -> tuple[float, float, float, int]:
     """KID of two sets of features (N, d) and (M, d), the ends of its 95 % interval, and the n it used.
 
     The value is torch-fidelity's over one subset of all images (5,000 at most); the interval is the bootstrap's,
     over images of both sets. A pair of one image with its own copy is left out, as the estimator is unbiased.
     """
-    n = min(len(generated), len(real), KID_LIMIT)
-    # A random part of the larger set: data sets are often in an order, this one by who wrote the digits.
-    shuffle = torch.Generator().manual_seed(0)
-    generated, real = (f[torch.randperm(len(f), generator=shuffle)[:n]].double() for f in (generated, real))
+    n = min(len(generated), len(real), LIMIT)
+    generated, real = (_part(f, n).double() for f in (generated, real))
     options = {"kid_subsets": 1, "kid_subset_size": n, "rng_seed": 2020, "verbose": False}
     value = kid_features_to_metric(generated, real, **options)[KEY_METRIC_KID_MEAN]
 
@@ -168,7 +171,11 @@ def kid(generated: Tensor, real: Tensor) -> tuple[float, float, float, int]:
 
 
 def precision_recall(generated: Tensor, real: Tensor) -> tuple[float, float]:
-    """Improved precision and recall (Kynkaanniemi et al. 2019) with 3 neighbours, each in [0, 1]."""
+    """Improved precision and recall (Kynkaanniemi et al. 2019) with 3 neighbours, each in [0, 1].
+
+    Of sets with more than 5,000 images a random part is taken.
+    """
+    generated, real = (_part(f, LIMIT) if len(f) > LIMIT else f for f in (generated, real))
     result = prc_features_to_metric(generated, real, prc_neighborhood=3, verbose=False)
     return result[KEY_METRIC_PRECISION], result[KEY_METRIC_RECALL]
 
@@ -178,11 +185,12 @@ def score(generated: Tensor, real: Tensor, frechet: str) -> list[dict[str, Any]]
     value, low, high, n = kid(generated, real)
     precision, recall = precision_recall(generated, real)
     sizes = {"n": len(generated), "n_reference": len(real)}
+    limited = {key: min(size, LIMIT) for key, size in sizes.items()}
     return [
         {"metric": frechet, "value": frechet_distance(generated, real), **sizes},
         {"metric": "KID", "value": value, "low": low, "high": high, "n": n, "n_reference": n},
-        {"metric": "precision", "value": precision, **sizes},
-        {"metric": "recall", "value": recall, **sizes},
+        {"metric": "precision", "value": precision, **limited},
+        {"metric": "recall", "value": recall, **limited},
     ]
 
 
@@ -279,19 +287,25 @@ def evaluate(
 ) -> pd.DataFrame:
     """Score the checkpoints of one run in `folder`; returns one tidy row a (duration, sampler, NFE, metric).
 
-    What is measured is kept under `work` until all is, so that an interrupted evaluation goes on.
+    What is measured is kept under `work`, so that an interrupted evaluation goes on, until `forget`.
     """
     par = profile.evaluation
     made_by = load_reference(profile, reference)[2]
     hashes = {share: sha256(_exists(folder / snapshot_name(share))) for share in shares(profile)}
-    # The number of processes is no part of it: what they measure does not depend on it.
-    shape = [hashes, par.model_dump(exclude={"processes"}), made_by, code_hash(CODE), device, profile.threads]
-    memory = work / f"{digest(shape)}.json"
+    # The number of processes is no part of it but for their threads: what they measure does not depend on it.
+    threads = profile.threads if par.processes == 1 else 1
+    shape = [hashes, par.model_dump(exclude={"processes"}), made_by, code_hash(CODE), device, threads]
+    memory = work / f"scores-{profile.profile}+{name}-{digest(shape)}.json"
     compute.launch(_measure, (profile, name, dataset, folder, reference, hashes, memory, device), par.processes)
     done = json.loads(memory.read_text())
-    memory.unlink()
     rows = [row for setting in settings(profile) for row in done[json.dumps(setting)]]
     return pd.DataFrame(rows)[[*CONTEXT, "metric", "value", "low", "high", "n", "n_reference", *ORIGIN]]
+
+
+def forget(profile: Profile, work: Path) -> None:
+    """Remove what evaluations of a profile have kept: their results are in place."""
+    for memory in work.glob(f"scores-{profile.profile}+*.json"):
+        memory.unlink()
 
 
 def _measure(
@@ -307,6 +321,7 @@ def _measure(
     """Measure, in this process and the others that accelerate knows of, what the file `memory` does not hold yet."""
     par, run = profile.evaluation, profile.run(name)
     accelerator = compute.accelerator(par.precision, par.processes, device)
+    torch.set_num_threads(profile.threads if par.processes == 1 else 1)
     at = "cpu" if device == "cpu" else str(accelerator.device)  # which calls it cpu:0
     real, _, made_by = load_reference(profile, reference)
     features, weights = extractor(par.extractor, at)

@@ -6,7 +6,8 @@ Every process draws for the whole batch and computes its part, so that their num
 
     accelerate launch --num_processes 8 -m fdm.training --params profiles/<name>/params.yaml --run edm-fdm-0
 
-trains one run on several machines; dvc repro then takes what it left.
+trains one run on several machines, on which the project's folder is one and the same; dvc repro, on one of them, then
+takes what it left.
 """
 
 import argparse
@@ -25,8 +26,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from dvclive import Live
 from torch import Tensor
+from torch.nn.functional import one_hot
 from tqdm import tqdm
 
 from fdm import augmentation, checkpoints, compute, data, losses, profiles
@@ -140,14 +143,15 @@ def train(
 ) -> dict[str, float]:
     """Train one run and put its snapshots, `<percent>.safetensors`, into `folder` and DVCLive's logs into `logs`.
 
-    The state is kept under `work` in a folder named by a hash of all that shapes the run, and removed at the end;
-    an interrupted training resumes from it. Returns the final `loss` and the `resumed_kimg` it started from.
+    The state is kept under `work` in a folder named by a hash of all that shapes the run; an interrupted training
+    resumes from it, to the same bits on a CPU. A finished one is kept there for a rerun, until `forget`.
+    Returns the final `loss` and the `resumed_kimg` it started from.
     Raises FdmError when the loss is not finite; the last good state is then kept.
     """
     par = profile.training
     home = _home(profile, name, dataset, work, device)
     with _alone(home, name):
-        if not (home / "finished.json").exists():
+        if not _finished(home):
             compute.launch(_loop, (profile, name, dataset, home, device), par.processes if par else 1)
         finished = json.loads((home / "finished.json").read_text())
         folder.mkdir(parents=True, exist_ok=True)
@@ -158,8 +162,24 @@ def train(
             stale.unlink()
         _log(logs, [{key: row[key] for key in ("images", "loss", "lr")} for row in finished["history"]])
         _log_speed(speed_folder(profile, name), finished["history"], sha256(folder / labels[-1]))
-        shutil.rmtree(home)
+        for state in home.glob("state-*.pt"):
+            state.unlink()
     return {"loss": finished["history"][-1]["loss"], "resumed_kimg": finished["resumed_kimg"]}
+
+
+def _finished(home: Path) -> bool:
+    """Whether the folder holds all that a training leaves; leftovers of writers that were killed are removed."""
+    for leftover in home.glob(".*.part"):
+        leftover.unlink()
+    return all((home / name).exists() for name in ("finished.json", *map(snapshot_name, SNAPSHOTS)))
+
+
+def forget(profile: Profile, work: Path) -> None:
+    """Remove the finished trainings of a profile: their results are in place."""
+    for finished in work.glob("*/finished.json"):
+        if json.loads(finished.read_text())["profile"] == profile.profile:
+            finished.unlink()
+            shutil.rmtree(finished.parent)
 
 
 def _loop(profile: Profile, name: str, dataset: Dataset, home: Path, device: str) -> None:
@@ -168,6 +188,7 @@ def _loop(profile: Profile, name: str, dataset: Dataset, home: Path, device: str
     run, par = profile.run(name), profile.training
     assert par is not None  # or describe would have refused
     accelerator = compute.accelerator(par.precision, par.processes, device, par.accumulation, par.compile)
+    torch.set_num_threads(profile.threads if par.processes == 1 else 1)
     main, at = accelerator.is_main_process, accelerator.device
     steps = math.ceil(par.budget_kimg * 1000 / par.batch)
     snapshots = {max(1, round(steps * share)): snapshot_name(share) for share in SNAPSHOTS}
@@ -192,6 +213,8 @@ def _loop(profile: Profile, name: str, dataset: Dataset, home: Path, device: str
         if accelerator.scaler:
             accelerator.scaler.load_state_dict(state["scaler"])
         step, history = state["step"], json.loads(state["history"])
+    if len(set(gather_object([(step, previous.name if previous else "")]))) > 1:
+        raise FdmError(f"The machines do not see the same state in {home}; put the project on a disk that they share.")
     saved, resumed_kimg = step, step * par.batch / 1000
     if previous and main:
         print(f"{name}: resuming at {resumed_kimg:.1f} kimg from {previous}", file=sys.stderr)
@@ -199,7 +222,7 @@ def _loop(profile: Profile, name: str, dataset: Dataset, home: Path, device: str
     order = Order(len(dataset.images), run.seed)
     weights: list[Tensor] = list(denoiser.parameters())
     averages: list[Tensor] = list(ema.parameters())
-    one_hot = torch.eye(dataset.classes)[dataset.labels] if description["network"]["label_dim"] else None
+    label_dim = description["network"]["label_dim"]
     # This process's parts of each batch, one for each round of accumulation.
     share = par.batch // (par.processes * par.accumulation)
     firsts = range(accelerator.process_index * share, par.batch, par.processes * share)
@@ -218,7 +241,7 @@ def _loop(profile: Profile, name: str, dataset: Dataset, home: Path, device: str
             part = slice(first, first + share)
             torch.manual_seed(step_seed(run.seed, 1 + step, first))  # for dropout
             images = to_float(dataset.images[index[part]].to(at))
-            class_labels = one_hot[index[part]].to(at) if one_hot is not None else None
+            class_labels = one_hot(dataset.labels[index[part]], label_dim).float().to(at) if label_dim else None
             augment_labels = None
             if transforms is not None:
                 mine = augmentation.Transforms(*(field[part] for field in transforms))
@@ -278,7 +301,8 @@ def _loop(profile: Profile, name: str, dataset: Dataset, home: Path, device: str
                 previous = _save_state(home, state, previous)
     progress.close()
     if main:
-        write_json(home / "finished.json", {"history": history, "resumed_kimg": resumed_kimg})
+        told = {"profile": profile.profile, "run": name, "history": history, "resumed_kimg": resumed_kimg}
+        write_json(home / "finished.json", told)
     accelerator.end_training()
 
 
@@ -342,7 +366,7 @@ def main() -> None:
         home = _home(profile, args.run, dataset, root() / "work", device)
         first = os.environ.get("RANK", "0") == "0"
         with _alone(home, args.run) if first else contextlib.nullcontext():
-            if not (home / "finished.json").exists():
+            if not (_finished(home) if first else (home / "finished.json").exists()):
                 _loop(profile, args.run, dataset, home, device)
         if first:
             print(f"{args.run} is trained; dvc repro takes it from {home}.", file=sys.stderr)

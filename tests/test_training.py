@@ -90,7 +90,7 @@ def test_training_twice_gives_the_same_bytes_and_another_seed_others(quick, digi
     assert len(set(first.values())) == 4
     logs = [(tmp_path / ab / "logs" / "plots" / "metrics" / "loss.tsv").read_bytes() for ab in "ab"]
     assert logs[0] == logs[1]
-    assert not list((tmp_path / "a" / "work").iterdir())  # the state is gone once the results are there
+    assert not list((tmp_path / "a" / "work").glob("*/state-*"))  # the state is gone once the results are there
     other = change(Path(quick.params_file), runs={"edm-fdm-1": {"framework": "edm", "kernel": "fdm", "seed": 1}})
     assert run(other, digits, tmp_path / "c", "edm-fdm-1")["100.safetensors"] != first["100.safetensors"]
 
@@ -118,7 +118,7 @@ def test_a_training_killed_at_ten_random_moments_ends_in_the_same_bits(quick, di
         dies_after(1, checkpoints, "save_file", half_a_file),  # while a checkpoint is written
         dies_after(2, shutil, "copyfile", half_a_file),  # while results are put in their place
         dies_after(0, training, "_log"),
-        dies_after(0, shutil, "rmtree"),
+        dies_after(0, training, "_log_speed"),
     ],
     ids=["state", "rename", "checkpoint", "result", "log", "end"],
 )
@@ -127,7 +127,21 @@ def test_a_training_killed_while_it_writes_ends_in_the_same_bits(quick, digits, 
     assert killed(quick, digits, tmp_path / "killed", dying=dying)
     assert run(quick, digits, tmp_path / "killed") == whole
     assert (tmp_path / "killed/logs/metrics.json").read_text() == (tmp_path / "whole/logs/metrics.json").read_text()
-    assert not list((tmp_path / "killed" / "work").iterdir())
+    assert not list((tmp_path / "killed" / "work").glob("*/.*"))  # nothing is left half written
+
+
+def test_a_finished_training_is_taken_again_until_it_is_forgotten(quick, digits, tmp_path, monkeypatch):
+    """A stage can be killed after its training, while the notebook or the cache is written."""
+    whole = run(quick, digits, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(training.compute, "launch", None)  # nothing is trained
+        assert run(quick, digits, tmp_path) == whole
+    training.forget(change(Path("params.yaml"), training={}), tmp_path / "work")  # another profile's
+    (home,) = (tmp_path / "work").iterdir()
+    (home / "050.safetensors").unlink()  # as a kill within `forget` may leave it
+    assert run(quick, digits, tmp_path) == whole
+    training.forget(quick, tmp_path / "work")
+    assert not list((tmp_path / "work").iterdir())
 
 
 @pytest.mark.parametrize("damage", ["cut", "one byte"])
@@ -194,8 +208,9 @@ def test_two_processes_compute_the_gradient_of_one(plain, digits, tmp_path):
     assert (gradients[0] - gradients[1]).norm() < 1e-6 * gradients[0].norm()
 
 
-def test_two_processes_that_are_killed_resume_to_the_same_bits(plain, digits, tmp_path):
-    profile = change(Path(plain.params_file), training={"processes": 2})
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_that_are_killed_resume_to_the_same_bits(plain, digits, tmp_path, processes):
+    profile = change(Path(plain.params_file), training={"processes": processes})
     whole = run(profile, digits, tmp_path / "whole")
     assert killed(profile, digits, tmp_path / "killed", dying=dies_after(2, torch, "save"))
     assert run(profile, digits, tmp_path / "killed") == whole
@@ -204,6 +219,26 @@ def test_two_processes_that_are_killed_resume_to_the_same_bits(plain, digits, tm
 def test_a_sentence_comes_through_from_another_process(plain, digits, tmp_path):
     profile = change(Path(plain.params_file), training={"processes": 2, "lr": 1e30, "lr_ramp_kimg": 0})
     with pytest.raises(FdmError, match=r"^The loss of edm-fdm-0 is nan after .* Lower training.lr"):
+        run(profile, digits, tmp_path)
+
+
+def test_a_sentence_of_one_process_comes_through_while_the_others_wait(plain, digits, tmp_path, monkeypatch):
+    profile = change(Path(plain.params_file), training={"processes": 2})
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)  # only the first process writes
+    with pytest.raises(FdmError, match=r"state.new could not be written: the disk is full"):
+        run(profile, digits, tmp_path)
+
+
+def test_machines_that_see_different_states_are_refused(plain, digits, tmp_path, monkeypatch):
+    profile = change(Path(plain.params_file), training={"processes": 2})
+    assert killed(profile, digits, tmp_path, dying=dies_after(2, torch, "save"))
+    newest = training._newest
+    monkeypatch.setattr(training, "_newest", lambda home, warn: newest(home, warn) if warn else None)
+    with pytest.raises(FdmError, match=r"The machines do not see the same state in .* on a disk that they share"):
         run(profile, digits, tmp_path)
 
 
