@@ -23,7 +23,7 @@ from fdm.data import Dataset
 from fdm.errors import FdmError
 from fdm.files import root
 from fdm.preconditioning import Denoiser
-from fdm.profiles import Profile
+from fdm.profiles import Precision, Profile
 
 SECONDS = 20  # that the measurement takes
 UTILISATION = 0.3  # of a GPU's peak that a training is assumed to reach
@@ -115,73 +115,79 @@ def _rate(step: Callable[[int], None], images: int, seconds: float) -> float:
         return n / sorted(times)[len(times) // 2]
 
 
-def _measure(profile: Profile, dataset: Dataset, names: list[str], device: str, path: Path) -> None:
-    """Write images a second, trained and evaluated, of the networks of some runs, for all processes together."""
-    par = profile.training
+def here(processes: int) -> int:
+    """Processes that a profile asks for, and no more than this machine has devices or cores."""
+    there = torch.cuda.device_count() if compute.device() == "cuda" else os.cpu_count() or 1
+    return min(processes, there)
+
+
+def _possible(precision: Precision, device: str) -> Precision:
+    """The precision, or fp32 where the device does not have it."""
+    try:
+        compute.require(precision, 1, device)
+    except FdmError:
+        return "fp32"
+    return precision
+
+
+def _measure(profile: Profile, dataset: Dataset, names: list[str], train: bool, device: str, path: Path) -> None:
+    """Write how many images a second the networks of some runs are trained on, or evaluated, by all processes."""
+    par, ev = profile.training, profile.evaluation
     assert par is not None
-    accelerator = compute.accelerator("fp32" if device == "cpu" and par.precision != "bf16" else par.precision,
-                                      here(profile), device)  # fmt: skip
-    torch.set_num_threads(profile.threads if here(profile) == 1 else 1)
-    at, rates = accelerator.device, {}
-    seconds = SECONDS / len(names)
+    section = par if train else ev
+    processes = here(section.processes)
+    accelerator = compute.accelerator(_possible(section.precision, device), processes, device)
+    torch.set_num_threads(profile.threads if processes == 1 else 1)
+    at, total = accelerator.device, {}
+    images = par.batch // (par.processes * par.accumulation) if train else ev.batch
+    free = free_memory(device) / (processes if device == "cpu" else 1)
     for name in names:
-        run = profile.run(name)
+        cost, run = network(profile, name, dataset), profile.run(name)
         denoiser: Denoiser = checkpoints.build(training.describe(profile, name, dataset)).to(at)
-        denoiser = denoiser.to(memory_format=torch.channels_last)
+        denoiser = denoiser.to(memory_format=torch.channels_last).train(train)
         adam = torch.optim.Adam(denoiser.parameters(), lr=0.0, fused=True)
         net: Any = denoiser.model
 
-        def inputs(n: int, net: Any = net) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-            images = torch.zeros(n, net.channels, net.resolution, net.resolution, device=at)
+        def step(n: int, denoiser: Denoiser = denoiser, adam: Any = adam, run: Any = run, net: Any = net) -> None:
+            x = torch.zeros(n, net.channels, net.resolution, net.resolution, device=at)
             labels = torch.zeros(n, net.label_dim, device=at) if net.label_dim else None
-            return images, labels, torch.zeros(n, augmentation.LABELS, device=at) if net.augment_dim else None
-
-        def train(
-            n: int, denoiser: Denoiser = denoiser, adam: Any = adam, run: Any = run, inputs: Any = inputs
-        ) -> None:
-            images, labels, augment = inputs(n)
-            u = losses.draw(run.framework, n, torch.Generator(at).manual_seed(0))
             with accelerator.autocast():
-                loss = losses.loss(denoiser, images, u, torch.randn_like(images), labels, augment)
-            loss.sum().backward()
+                if not train:
+                    with torch.inference_mode():
+                        float(denoiser(x, torch.ones((), device=at), labels).sum())  # a number waits for a GPU
+                    return
+                augment = torch.zeros(n, augmentation.LABELS, device=at) if net.augment_dim else None
+                u = losses.draw(run.framework, n, torch.Generator(at).manual_seed(0))
+                loss = losses.loss(denoiser, x, u, torch.randn_like(x), labels, augment).sum()
+            loss.backward()
             adam.step()
             adam.zero_grad()
-            float(loss.detach().sum())  # which waits for a GPU
+            float(loss.detach())
 
-        @torch.inference_mode()
-        def evaluate(n: int, denoiser: Denoiser = denoiser, inputs: Any = inputs) -> None:
-            images, labels, _ = inputs(n)
-            float(denoiser(images, torch.ones((), device=at), labels).sum())
-
-        share = par.batch // (par.processes * par.accumulation)
-        rate = {"trained": _rate(train, share, 0.7 * seconds)}
-        denoiser.eval()
-        rate["evaluated"] = _rate(evaluate, profile.evaluation.batch, 0.3 * seconds)
-        rates[name] = rate
-    total = {
-        name: {
-            key: float(accelerator.reduce(torch.tensor(value, device=at), "sum")) for key, value in sorted(rate.items())
-        }
-        for name, rate in rates.items()
-    }
+        most = images
+        while most > 1 and cost.memory(most) > 0.8 * free:
+            most //= 2
+        rate = torch.tensor(_rate(step, most, SECONDS / (2 * len(names))), device=at)
+        total[name] = float(accelerator.reduce(rate, "sum"))
     if accelerator.is_main_process:
         path.write_text(json.dumps(total))
     accelerator.end_training()
 
 
-def here(profile: Profile) -> int:
-    """Processes that the profile asks for, and no more than this machine has devices or cores."""
-    asked = profile.training.processes if profile.training else 1
-    there = torch.cuda.device_count() if compute.device() == "cuda" else os.cpu_count() or 1
-    return min(asked, there)
-
-
-def measure(profile: Profile, dataset: Dataset, names: list[str]) -> dict[str, dict[str, float]]:
-    """Images a second on this machine, `trained` and `evaluated`, of the networks of some runs, in about 20 seconds."""
+def measure(profile: Profile, dataset: Dataset, names: list[str], train: bool) -> dict[str, float]:
+    """Images a second on this machine, trained on or evaluated, of the networks of some runs, in about 10 seconds."""
+    section = profile.training if train else profile.evaluation
+    assert section is not None
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rates.json"
-        compute.launch(_measure, (profile, dataset, names, compute.device(), path), here(profile))
+        args = (profile, dataset, names, train, compute.device(), path)
+        compute.launch(_measure, args, here(section.processes))
         return json.loads(path.read_text())
+
+
+def free_memory(device: str) -> int:
+    """Bytes of memory that are free, of the GPU or without one of the machine."""
+    return psutil.virtual_memory().available if device == "cpu" else torch.cuda.mem_get_info()[0]
 
 
 # ------------------------------------------------------------------------------------------------- what is missing
@@ -218,10 +224,10 @@ def missing(profile: Profile, need: Network | None) -> list[str]:
     if par and need:
         share = par.batch // (par.processes * par.accumulation)
         wanted = need.memory(share) * (par.processes if device == "cpu" else 1)
-        free = psutil.virtual_memory().available if device == "cpu" else torch.cuda.mem_get_info()[0]
+        free = free_memory(device)
         if wanted > free:
             out.append(
-                f"memory: training takes about {wanted / GIB:.0f} GiB, and {free / GIB:.0f} are free; raise "
+                f"memory: training takes up to {wanted / GIB:.0f} GiB, and {free / GIB:.0f} are free; raise "
                 "training.accumulation"
             )
         if disk(profile, need) > shutil.disk_usage(root()).free:
@@ -230,17 +236,24 @@ def missing(profile: Profile, need: Network | None) -> list[str]:
 
 
 def disk(profile: Profile, need: Network | None) -> int:
-    """Bytes of the profile's data set, features and checkpoints, twice as DVC keeps a copy, and a training's states."""
+    """Bytes of the profile's data set, features and networks, twice as DVC keeps a copy, of a training's states, and of
+    the archives to be downloaded whose size is known."""
     dataset = dataset_of(profile)
     count = len(dataset.images) or SHAPES[profile.dataset.name][0]
     images = count * dataset.shape[0] * profile.dataset.resolution**2
     features = count * 4 * (2048 if profile.evaluation.extractor == "inception-v3-compat" else 320)
     weights = 4 * need.parameters if need else 0
-    return 2 * (images + features + 4 * len(profile.runs) * weights) + 2 * 4 * weights
+    # A state holds weights, average and two moments; there are two, a third while it is written, and the checkpoints.
+    states = (3 * 4 + 4) * weights
+    archives_size = sum(archive.size or 0 for archive in downloads.ARCHIVES.get(profile.dataset.name, []))
+    released = pd.read_csv(root() / "results" / "published" / "releases.csv").set_index("file")["megabytes"] * 1e6
+    names = [downloads.place(run.checkpoint.url).name for run in profile.runs.values() if run.checkpoint]
+    networks = sum(float(released.get(name, 0)) for name in names)
+    return int(2 * (images + features + 4 * len(profile.runs) * weights) + states + archives_size + 3 * networks)
 
 
 def stages(profile: Profile) -> list[str]:
-    """Stages that dvc repro would run; all of them for a profile that was never run."""
+    """Stages that dvc repro would run, all for a profile that was never run; raises FdmError where DVC cannot tell."""
     file = root() / Path(profile.params_file).with_name("dvc.yaml")
     every = yaml.safe_load(file.read_text())["stages"]
     names = [f"{name}@{run}" for name, stage in every.items() for run in (profile.runs if "foreach" in stage else [""])]
@@ -250,7 +263,7 @@ def stages(profile: Profile) -> list[str]:
     command = [sys.executable, "-m", "dvc", "repro", "--dry", "--allow-missing", str(file)]
     done = subprocess.run(command, cwd=root(), capture_output=True, text=True)
     if done.returncode:
-        return names
+        raise FdmError(f"DVC cannot tell what there is to run: {' '.join(done.stderr.split()) or 'run dvc status'}")
     lines = [line for line in done.stdout.splitlines() if line.startswith("Running stage ")]
     return [line.split("'")[1].rpartition(":")[2] for line in lines]
 
@@ -266,70 +279,78 @@ def hours(seconds: float) -> str:
     return f"{seconds / 86400:,.0f} days"
 
 
+def _bill(profile: Profile, dataset: Dataset, networks: dict[str, Network]) -> list[str]:
+    """Lines on what training and scoring the networks costs here, measured, and on GPUs, reckoned."""
+    par, ev = profile.training, profile.evaluation
+    assert par is not None
+    every = evaluations(profile)
+    images = math.ceil(par.budget_kimg * 1000 / par.batch) * par.batch
+    work = [sum(net.flops for net in networks.values()) * count for count in (compute.TRAINING * images, every)]
+    # One measurement serves runs of one network.
+    first: dict[Network, str] = {}
+    for name, net in networks.items():
+        first.setdefault(net, name)
+    print(f"Measuring this machine for about {SECONDS} seconds ...", file=sys.stderr)
+    trained, evaluated = (measure(profile, dataset, list(first.values()), train) for train in (True, False))
+    rows = []
+    total = [0.0, 0.0]
+    for name, net in networks.items():
+        rate = trained[first[net]], evaluated[first[net]]
+        costs = images / rate[0], every / rate[1]
+        total = [a + b for a, b in zip(total, costs, strict=True)]
+        rows.append({
+            "run": name, "parameters": f"{net.parameters:,}", "GFLOP an image": f"{net.flops / 1e9:.3g}",
+            "images": f"{images:,}", "images/s": f"{rate[0]:.3g}", "training": hours(costs[0]),
+            "evaluations": f"{every:,}", "evaluations/s": f"{rate[1]:.3g}", "scoring": hours(costs[1]),
+        })  # fmt: skip
+    lines = [
+        "", pd.DataFrame(rows).to_string(index=False), "",
+        f"On this machine ({compute.device()}; {here(par.processes)} and {here(ev.processes)} processes, without "
+        f"torch.compile): training {hours(total[0])}, scoring {hours(total[1])} at least, together "
+        f"{hours(sum(total))}.",
+    ]  # fmt: skip
+    step = compute.TRAINING * max(net.flops for net in networks.values()) * par.batch
+    lines += [
+        "", f"On GPUs: {work[0]:.2g} FLOPs to train in {par.precision}, {work[1]:.2g} to score in {ev.precision}, "
+        f"at {UTILISATION:.0%} of the peak (assumed; a step is {step / 1e12:.2g} TFLOP, and small ones reach less):"
+    ]  # fmt: skip
+    share = par.batch // (par.processes * par.accumulation)
+    need = max(net.memory(share) for net in networks.values())
+    table = []
+    for gpu, (peaks, memory) in GPUS.items():
+        if par.precision not in peaks:
+            continue
+        peak = peaks[par.precision], peaks.get(ev.precision, peaks["fp32"])
+        seconds = sum(w / (UTILISATION * p * 1e12) for w, p in zip(work, peak, strict=True))
+        fits = "yes" if need < memory * 1e9 else f"no, {need / GIB:.0f} GiB: more processes or accumulation"
+        table.append({"GPU": gpu, "one": hours(seconds), "eight": hours(seconds / 8), f"{share} images fit": fits})
+    lines += [pd.DataFrame(table).to_string(index=False)]
+    lines += [
+        "",
+        f"Memory of one training process: up to {need / GIB:.2g} GiB beside PyTorch, {share} images at a time.",
+    ]
+    return lines
+
+
 def report(profile: Profile) -> str:
     """The plan as text. It measures for about 20 seconds, and trains nothing."""
-    par, ev = profile.training, profile.evaluation
-    dataset = dataset_of(profile)
-    networks = {name: network(profile, name, dataset) for name in profile.runs} if par else {}
+    dataset, ev = dataset_of(profile), profile.evaluation
+    networks = {name: network(profile, name, dataset) for name in profile.runs} if profile.training else {}
     largest = max(networks.values(), key=lambda n: n.memory(1), default=None)
     todo = stages(profile)
-    every = evaluations(profile)
     lines = [
         f"Profile {profile.profile}: {len(profile.runs)} runs on {profile.dataset.name} "
         f"({profile.dataset.resolution}x{profile.dataset.resolution}).",
         "",
         f"Stages to run: {', '.join(todo) if todo else 'none, all results are there'}.",
     ]
-    if not par:
+    if not networks:
         lines += [
             "", "The networks are published ones: their sizes are known once they are fetched. "
-            f"Scoring takes {every:,} evaluations a run ({ev.samples:,} samples a setting)."
+            f"Scoring takes {evaluations(profile):,} evaluations a run ({ev.samples:,} samples a setting)."
         ]  # fmt: skip
     else:
-        images = math.ceil(par.budget_kimg * 1000 / par.batch) * par.batch
-        work = [sum(net.flops for net in networks.values()) * count for count in (compute.TRAINING * images, every)]
-        # One measurement serves runs of one network.
-        first: dict[Network, str] = {}
-        for name, net in networks.items():
-            first.setdefault(net, name)
-        print(f"Measuring this machine for about {SECONDS} seconds ...", file=sys.stderr)
-        rates = measure(profile, dataset, list(first.values()))
-        rows = []
-        total = [0.0, 0.0]
-        for name, net in networks.items():
-            rate = rates[first[net]]
-            costs = images / rate["trained"], every / rate["evaluated"]
-            total = [a + b for a, b in zip(total, costs, strict=True)]
-            rows.append({
-                "run": name, "parameters": f"{net.parameters:,}", "GFLOP an image": f"{net.flops / 1e9:.3g}",
-                "images": f"{images:,}", "images/s": f"{rate['trained']:.3g}", "training": hours(costs[0]),
-                "evaluations": f"{every:,}", "evaluations/s": f"{rate['evaluated']:.3g}", "scoring": hours(costs[1]),
-            })  # fmt: skip
-        lines += [
-            "", pd.DataFrame(rows).to_string(index=False), "",
-            f"On this machine ({compute.device()}, {here(profile)} processes): training {hours(total[0])}, "
-            f"scoring {hours(total[1])} at least, together {hours(sum(total))}.",
-        ]  # fmt: skip
-        step = compute.TRAINING * max(net.flops for net in networks.values()) * par.batch
-        lines += [
-            "", f"On GPUs: {work[0]:.2g} FLOPs to train in {par.precision}, {work[1]:.2g} to score in {ev.precision}, "
-            f"at {UTILISATION:.0%} of the peak (assumed; a step is {step / 1e12:.2g} TFLOP, and small ones reach less):"
-        ]  # fmt: skip
-        share = par.batch // (par.processes * par.accumulation)
-        need = largest.memory(share) if largest else 0
-        table = []
-        for gpu, (peaks, memory) in GPUS.items():
-            if par.precision not in peaks:
-                continue
-            peak = peaks[par.precision], peaks.get(ev.precision, peaks["fp32"])
-            seconds = sum(w / (UTILISATION * p * 1e12) for w, p in zip(work, peak, strict=True))
-            fits = "yes" if need < memory * 1e9 else f"no, {need / GIB:.0f} GiB: more processes or accumulation"
-            table.append({"GPU": gpu, "one": hours(seconds), "eight": hours(seconds / 8), f"{share} images fit": fits})
-        lines += [pd.DataFrame(table).to_string(index=False)]
-        lines += [
-            "",
-            f"Memory of one training process: about {need / GIB:.2g} GiB beside PyTorch, {share} images at a time.",
-        ]
+        lines += _bill(profile, dataset, networks)
     lines += [f"Disk: about {disk(profile, largest) / GIB:.2g} GiB, with DVC's copies."]
     gaps = missing(profile, largest)
     lines += ["", *([f"Missing here: {gap}." for gap in gaps] or ["Nothing is missing here."])]

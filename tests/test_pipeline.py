@@ -19,7 +19,7 @@ import psutil
 import pytest
 import yaml
 
-from fdm import notebooks, study
+from fdm import notebooks, plan, profiles, study
 from fdm.__main__ import main
 from fdm.errors import FdmError
 from fdm.files import sha256
@@ -121,10 +121,13 @@ def test_the_pipeline_regenerates_tables_figures_and_notebooks_and_touches_no_ot
     assert run("git status --porcelain").split() == ["??", "profiles/smoke/dvc.lock"]  # results/smoke is ignored
 
 
-def test_a_second_run_does_nothing_and_a_forced_one_gives_the_same_bytes(run):
+def test_a_second_run_does_nothing_and_a_forced_one_gives_the_same_bytes(run, monkeypatch):
     before = run.hashes()
     assert run.repro() == []
     assert run.hashes() == before
+    assert not list((run.path / "work").glob("*/finished.json"))  # or the forced run would take what this one made
+    monkeypatch.chdir(run.path)
+    assert plan.stages(profiles.find("smoke")) == []
     assert len(run.repro("--force")) == 11
     assert run.hashes() == before
 
