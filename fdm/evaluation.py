@@ -292,11 +292,13 @@ def evaluate(
     par = profile.evaluation
     made_by = load_reference(profile, reference)[2]
     hashes = {share: sha256(_exists(folder / snapshot_name(share))) for share in shares(profile)}
-    # The number of processes is no part of it but for their threads: what they measure does not depend on it.
-    threads = profile.threads if par.processes == 1 else 1
+    # The number of processes changes nothing that is measured, so there are no more of them than GPUs, and it is no part
+    # of what names the memory but for their threads.
+    processes = par.processes if device == "cpu" else min(par.processes, torch.cuda.device_count())
+    threads = profile.threads if processes == 1 else 1
     shape = [hashes, par.model_dump(exclude={"processes"}), made_by, code_hash(CODE), device, threads]
     memory = work / f"scores-{profile.profile}+{name}-{digest(shape)}.json"
-    compute.launch(_measure, (profile, name, dataset, folder, reference, hashes, memory, device), par.processes)
+    compute.launch(_measure, (profile, name, dataset, folder, reference, hashes, memory, device, processes), processes)
     done = json.loads(memory.read_text())
     rows = [row for setting in settings(profile) for row in done[json.dumps(setting)]]
     return pd.DataFrame(rows)[[*CONTEXT, "metric", "value", "low", "high", "n", "n_reference", *ORIGIN]]
@@ -317,11 +319,12 @@ def _measure(
     hashes: dict[float, str],
     memory: Path,
     device: str,
+    processes: int,
 ) -> None:
     """Measure, in this process and the others that accelerate knows of, what the file `memory` does not hold yet."""
     par, run = profile.evaluation, profile.run(name)
-    accelerator = compute.accelerator(par.precision, par.processes, device)
-    torch.set_num_threads(profile.threads if par.processes == 1 else 1)
+    accelerator = compute.accelerator(par.precision, processes, device)
+    torch.set_num_threads(profile.threads if processes == 1 else 1)
     at = "cpu" if device == "cpu" else str(accelerator.device)  # which calls it cpu:0
     real, _, made_by = load_reference(profile, reference)
     features, weights = extractor(par.extractor, at)
@@ -331,7 +334,7 @@ def _measure(
     wanted, code = expected(profile, name, dataset), code_hash(CODE)
     # The batches are the same whatever the number of processes, and so are the samples, to the bit.
     batches = [range(first, min(first + par.batch, par.samples)) for first in range(0, par.samples, par.batch)]
-    mine = batches[accelerator.process_index :: par.processes]
+    mine = batches[accelerator.process_index :: processes]
     cost = {setting: sum(len(seeds) for seeds in mine) * setting[2] for setting in settings(profile)}
     progress = tqdm(
         total=sum(cost.values()), unit="eval", unit_scale=True, desc=name, disable=not accelerator.is_main_process

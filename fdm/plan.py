@@ -202,7 +202,7 @@ def missing(profile: Profile, need: Network | None) -> list[str]:
         out.append(f"data: {lacking}")
     if profile.dataset.name == "folder" and not lacking and prepared.exists():
         source = root() / str(profile.dataset.path)
-        newest = max(path.stat().st_mtime for path in [source, *source.rglob("*")])
+        newest = max(path.lstat().st_mtime for path in [source, *source.rglob("*")])
         if newest > prepared.stat().st_mtime:
             out.append(f"data: {source} has changed since it was prepared; dvc repro -f prepare reads it again")
     if profile.evaluation.extractor == "inception-v3-compat":
@@ -213,10 +213,10 @@ def missing(profile: Profile, need: Network | None) -> list[str]:
         if run.checkpoint and not downloads.place(run.checkpoint.url).exists():
             out.append(f"network: {downloads.place(run.checkpoint.url).name} will be downloaded")
     device = compute.device()
-    for section in (par, profile.evaluation):
+    for section, processes in ((par, par.processes if par else 1), (profile.evaluation, 1)):
         if section is not None:
             try:
-                compute.require(section.precision, section.processes, device)
+                compute.require(section.precision, processes, device)
             except FdmError as error:
                 out.append(str(error).rstrip("."))
     if par and par.compile and device == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
