@@ -292,8 +292,8 @@ def evaluate(
     par = profile.evaluation
     made_by = load_reference(profile, reference)[2]
     hashes = {share: sha256(_exists(folder / snapshot_name(share))) for share in shares(profile)}
-    # The number of processes changes nothing that is measured, so there are no more of them than GPUs, and it is no part
-    # of what names the memory but for their threads.
+    # The number of processes changes nothing that is measured: there are no more of them than GPUs, and it is no part
+    # of what names the memory, but for their threads.
     processes = par.processes if device == "cpu" else min(par.processes, torch.cuda.device_count())
     threads = profile.threads if processes == 1 else 1
     shape = [hashes, par.model_dump(exclude={"processes"}), made_by, code_hash(CODE), device, threads]
