@@ -6,7 +6,7 @@
 # make check   validate the parameters of PROFILE and run nothing
 # make venv    set up .venv from requirements.lock (the other targets do that when it is missing or stale)
 # make lock    resolve requirements.lock again from pyproject.toml
-# make clean   remove what the pipeline keeps for itself (build, work), not the results
+# make clean   remove what the pipeline keeps for itself (build, and work with interrupted trainings), not the results
 #
 # make repro PROFILE=smoke selects another profile, one of the folders in profiles/.
 

@@ -90,7 +90,9 @@ def pipeline() -> tuple[list[str], list[str]]:
             held = set()
         dead = sorted(pid for pid in held if not psutil.pid_exists(pid))
         if dead:
-            problems.append(f"a dvc that was killed (process {dead[0]}) still holds {locks}; remove that file")
+            notes.append(
+                f"a dvc that was killed (process {dead[0]}) is still noted in {locks}; if dvc waits, remove it"
+            )
     stale = say(sys.executable, "-m", "dvc", "status", "--json", "dvc.yaml")
     try:
         waiting = list(json.loads(stale))
@@ -131,7 +133,7 @@ def report() -> tuple[str, bool]:
     more_notes, more_problems = pipeline()
     lines = [*(f"  {note}" for note in [*notes, *machine(), *more_notes])]
     lines += [f"! {problem}" for problem in [*problems, *more_problems]]
-    lines += ["", "Profiles (python -m fdm plan --params <file> tells what one costs):"]
+    lines += ["", "Profiles (make plan PROFILE=<name> tells what one costs):"]
     names = ["digits", *sorted(path.parent.name for path in (root() / "profiles").glob("*/params.yaml"))]
     default = True
     for name in names:

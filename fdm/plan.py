@@ -204,7 +204,10 @@ def missing(profile: Profile, need: Network | None) -> list[str]:
         source = root() / str(profile.dataset.path)
         newest = max(path.lstat().st_mtime for path in [source, *source.rglob("*")])
         if newest > prepared.stat().st_mtime:
-            out.append(f"data: {source} has changed since it was prepared; dvc repro -f prepare reads it again")
+            out.append(
+                f"data: {source} has changed since it was prepared; dvc repro -f "
+                f"{Path(profile.params_file).with_name('dvc.yaml')}:prepare reads it again"
+            )
     if profile.evaluation.extractor == "inception-v3-compat":
         name = Path(URL_INCEPTION_V3).name
         if not any((f / name).exists() for f in (root() / "downloads", Path(torch.hub.get_dir()) / "checkpoints")):
@@ -323,7 +326,9 @@ def _bill(profile: Profile, dataset: Dataset, networks: dict[str, Network]) -> l
         peak = peaks[par.precision], peaks.get(ev.precision, peaks["fp32"])
         seconds = sum(w / (UTILISATION * p * 1e12) for w, p in zip(work, peak, strict=True))
         fits = "yes" if need < memory * 1e9 else f"no, {need / GIB:.0f} GiB: more processes or accumulation"
-        table.append({"GPU": gpu, "one": hours(seconds), "eight": hours(seconds / 8), f"{share} images fit": fits})
+        table.append(
+            {"GPU": gpu, "one": hours(seconds), "eight of them": hours(seconds / 8), f"{share} images fit": fits}
+        )
     lines += [pd.DataFrame(table).to_string(index=False)]
     lines += [
         "",
@@ -353,5 +358,7 @@ def report(profile: Profile) -> str:
         lines += _bill(profile, dataset, networks)
     lines += [f"Disk: about {disk(profile, largest) / GIB:.2g} GiB, with DVC's copies."]
     gaps = missing(profile, largest)
-    lines += ["", *([f"Missing here: {gap}." for gap in gaps] or ["Nothing is missing here."])]
+    later = [gap for gap in gaps if "will be downloaded" in gap]
+    lines += ["", *(f"To be downloaded: {gap}." for gap in later)]
+    lines += [f"Missing here: {gap}." for gap in gaps if gap not in later] or ["Nothing is missing here."]
     return "\n".join(lines)
