@@ -16,8 +16,6 @@ from fdm import compute, plan, profiles
 from fdm.errors import FdmError
 from fdm.files import root
 
-GIB = 2**30
-
 
 def environment() -> tuple[list[str], list[str]]:
     """What is installed, and what is wrong with it: lines to show, and problems."""
@@ -48,13 +46,13 @@ def machine() -> list[str]:
     """Cores, memory, disk and GPUs."""
     memory, disk = psutil.virtual_memory(), shutil.disk_usage(root())
     notes = [
-        f"{os.cpu_count()} cores, {memory.total / GIB:.0f} GiB of memory, {memory.available / GIB:.0f} free; "
-        f"{disk.free / GIB:.0f} GiB of disk free"
+        f"{os.cpu_count()} cores, {memory.total / plan.GIB:.0f} GiB of memory, {memory.available / plan.GIB:.0f} free; "
+        f"{disk.free / plan.GIB:.0f} GiB of disk free"
     ]
     for number in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(number)
         notes.append(
-            f"GPU {number}: {about.name}, {about.total_memory / GIB:.0f} GiB, compute capability "
+            f"GPU {number}: {about.name}, {about.total_memory / plan.GIB:.0f} GiB, compute capability "
             f"{about.major}.{about.minor}"
         )
     allowed = []
@@ -114,11 +112,8 @@ def able(name: str) -> tuple[str, list[str]]:
     """Whether the profile of that name is valid and can run here, in a word, and what it lacks."""
     try:
         profile = profiles.find(name)
-        networks = []
-        if profile.training:
-            dataset = plan.dataset_of(profile)
-            networks = [plan.network(profile, run, dataset) for run in profile.runs]
-        gaps = plan.missing(profile, max(networks, key=lambda net: net.memory(1), default=None))
+        networks = plan.networks_of(profile, plan.dataset_of(profile))
+        gaps = plan.missing(profile, plan.largest(networks))
     except FdmError as error:
         return "broken", [str(error).rstrip(".")]
     if not gaps:

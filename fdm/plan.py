@@ -87,6 +87,16 @@ def network(profile: Profile, name: str, dataset: Dataset) -> Network:
     return Network(parameters, compute.flops(denoiser), sum(storage.nbytes() for storage in kept.values()))
 
 
+def networks_of(profile: Profile, dataset: Dataset) -> dict[str, Network]:
+    """Cost of each run's network; none of published networks, which are unknown before they are fetched."""
+    return {name: network(profile, name, dataset) for name in profile.runs} if profile.training else {}
+
+
+def largest(networks: dict[str, Network]) -> Network | None:
+    """The network whose training takes the most memory."""
+    return max(networks.values(), key=lambda net: net.memory(1), default=None)
+
+
 def evaluations(profile: Profile) -> int:
     """Network evaluations that one run's scores take."""
     return profile.evaluation.samples * sum(nfe for _, _, nfe in evaluation.settings(profile))
@@ -340,8 +350,7 @@ def _bill(profile: Profile, dataset: Dataset, networks: dict[str, Network]) -> l
 def report(profile: Profile) -> str:
     """The plan as text. It measures for about 20 seconds, and trains nothing."""
     dataset, ev = dataset_of(profile), profile.evaluation
-    networks = {name: network(profile, name, dataset) for name in profile.runs} if profile.training else {}
-    largest = max(networks.values(), key=lambda n: n.memory(1), default=None)
+    networks = networks_of(profile, dataset)
     todo = stages(profile)
     lines = [
         f"Profile {profile.profile}: {len(profile.runs)} runs on {profile.dataset.name} "
@@ -356,8 +365,8 @@ def report(profile: Profile) -> str:
         ]  # fmt: skip
     else:
         lines += _bill(profile, dataset, networks)
-    lines += [f"Disk: about {disk(profile, largest) / GIB:.2g} GiB, with DVC's copies."]
-    gaps = missing(profile, largest)
+    lines += [f"Disk: about {disk(profile, largest(networks)) / GIB:.2g} GiB, with DVC's copies."]
+    gaps = missing(profile, largest(networks))
     later = [gap for gap in gaps if "will be downloaded" in gap]
     lines += ["", *(f"To be downloaded: {gap}." for gap in later)]
     lines += [f"Missing here: {gap}." for gap in gaps if gap not in later] or ["Nothing is missing here."]
