@@ -74,13 +74,20 @@ def notebook(profile: Profile, args: argparse.Namespace) -> None:
     )  # fmt: skip
 
 
+def cell(profile: Profile, args: argparse.Namespace) -> None:
+    """Train and score one cell of an ablation with every seed."""
+    from fdm import ablations
+
+    ablations.measure(profile, args.cell)
+
+
 def publish(profile: Profile, args: argparse.Namespace) -> None:
     """Put the executed notebooks, with their present prose, under results/<profile>/notebooks."""
     from fdm import evaluation, notebooks, training
 
     per_run = ["03_evaluate"] if profile.published else ["02_train", "03_evaluate"]
     every_run = [f"{name}+{run}" for run in profile.runs for name in per_run]
-    names = ["01_kernel", *every_run, "04_tables", "06_published_code"]
+    names = ["05_ablations"] if profile.cells else ["01_kernel", *every_run, "04_tables", "06_published_code"]
     executed = [profile.build / "notebooks" / f"{name}.ipynb" for name in names]
     notebooks.publish(executed, profile.results / "notebooks")
     # All stages before this one are done with: what they kept for a rerun would keep a forced one from working anew.
@@ -125,7 +132,7 @@ def doctor(args: argparse.Namespace) -> None:
         raise FdmError("Something is wrong for the default profile; see the lines above.")
 
 
-COMMANDS = [check, code, prepare, reference, fetch, notebook, publish, readme, plan]
+COMMANDS = [check, code, prepare, reference, fetch, notebook, cell, publish, readme, plan]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -139,6 +146,8 @@ def main(argv: list[str] | None = None) -> int:
         if function is notebook:
             command.add_argument("name", choices=NOTEBOOKS, help="which notebook")
             command.add_argument("--run", help="for which run of the profile")
+        if function is cell:
+            command.add_argument("cell", help="which cell of the profile, such as edm-fdm-warmup")
         if function is fetch:
             command.add_argument("--run", required=True, help="which run of the profile, such as edm-fdm-0")
     command = commands.add_parser("import-checkpoint", help=import_checkpoint.__doc__)

@@ -1,17 +1,14 @@
 """Networks as safetensors files that describe themselves."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from fdm.errors import FdmError
-from fdm.files import replace
+from fdm.files import hash_of, replace
 from fdm.networks import UNet
 from fdm.preconditioning import Denoiser
 
@@ -19,15 +16,6 @@ from fdm.preconditioning import Denoiser
 def build(description: dict[str, Any]) -> Denoiser:
     """A denoiser with fresh weights from its description: `network` are UNet's arguments, `denoiser` Denoiser's."""
     return Denoiser(UNet(**description["network"]), **description["denoiser"])
-
-
-def hash_of(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 over names, types and values of tensors on the CPU, hexadecimal."""
-    h = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        h.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        h.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
-    return h.hexdigest()
 
 
 def save(path: Path, denoiser: Denoiser, description: dict[str, Any]) -> None:

@@ -79,7 +79,6 @@ def accelerator(
         mixed_precision=precision if precision in ("bf16", "fp16") else "no",
         gradient_accumulation_steps=accumulation,
         dynamo_backend="inductor" if compile else "no",
-        step_scheduler_with_optimizer=False,
         kwargs_handlers=[
             InitProcessGroupKwargs(timeout=datetime.timedelta(days=1)),  # others wait while one scores or writes
             # Otherwise gradients are laid out anew after the first step, and a resumed training adds them up in
@@ -150,12 +149,12 @@ def flops(denoiser: Denoiser) -> int:
     return counter.get_total_flops()
 
 
-def matmul_peak(device: str, precision: Precision, repeats: int = 5) -> float:
+def matmul_peak(device: str, precision: Precision) -> float:
     """FLOPs a second of a large matrix product on this device, as this process can have it: the median of some."""
     n = 1024 if device == "cpu" else 8192
     a, b = (torch.ones(n, n, device=device, dtype=DTYPE[precision]) for _ in range(2))
     seconds = []
-    for _ in range(repeats + 1):
+    for _ in range(6):
         _wait(device)
         start = time.perf_counter()
         a @ b

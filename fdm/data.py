@@ -1,6 +1,5 @@
 """Data sets by name, each prepared once into one checksummed, memory-mapped file."""
 
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fdm.errors import FdmError
-from fdm.files import replace
+from fdm.files import hash_of, replace
 from fdm.profiles import DatasetParams
 
 
@@ -46,13 +45,6 @@ def digits(params: DatasetParams) -> tuple[np.ndarray, np.ndarray]:
 SOURCES: dict[str, Callable[[DatasetParams], tuple[np.ndarray, np.ndarray]]] = {"digits": digits}
 
 
-def _checksum(images: Tensor, labels: Tensor) -> str:
-    h = hashlib.sha256(str(tuple(images.shape)).encode())
-    for tensor in (images, labels):
-        h.update(tensor.contiguous().numpy().data)
-    return h.hexdigest()
-
-
 def prepare(params: DatasetParams, path: Path) -> Dataset:
     """Make the file of a profile's data set at `path` and read it back.
 
@@ -65,8 +57,8 @@ def prepare(params: DatasetParams, path: Path) -> Dataset:
             f"dataset.resolution: {resolution} is not allowed; the images of {name} are "
             f"{images.shape[2]}x{images.shape[3]}."
         )
-    description = {"name": name, "classes": int(labels.max()) + 1, "sha256": _checksum(images, labels)}
     tensors = {"images": images.contiguous(), "labels": labels.contiguous()}
+    description = {"name": name, "classes": int(labels.max()) + 1, "sha256": hash_of(tensors)}
     # One metadata key: safetensors writes several in random order, and equal data must be equal bytes.
     replace(path, lambda part: save_file(tensors, part, {"dataset": json.dumps(description)}))
     return load(path)
@@ -83,7 +75,7 @@ def load(path: Path) -> Dataset:
             images, labels = file.get_tensor("images"), file.get_tensor("labels")
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise FdmError(f"The data set {path} is damaged or truncated ({error}); {remedy}.") from error
-    if _checksum(images, labels) != description["sha256"]:
+    if hash_of({"images": images, "labels": labels}) != description["sha256"]:
         raise FdmError(f"The data set {path} does not have the content its checksum promises; {remedy}.")
     return Dataset(description["name"], images, labels, description["classes"], description["sha256"])
 

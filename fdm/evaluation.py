@@ -6,9 +6,10 @@ FID is the Frechet distance of Inception-v3 features and nothing else; with anot
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 from urllib.error import URLError
 
 import numpy as np
@@ -18,10 +19,10 @@ import torch.nn.functional as F
 from accelerate.utils import gather_object
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from scipy.stats import t as student
 from torch import Tensor
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
-from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kernel_poly, kid_features_to_metric
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
@@ -33,7 +34,8 @@ from fdm.data import Dataset, halves
 from fdm.errors import FdmError
 from fdm.files import code_hash, digest, replace, root, sha256, write_json
 from fdm.names import Sampler
-from fdm.profiles import SNAPSHOTS, Profile
+from fdm.preconditioning import SIGMA_RANGE
+from fdm.profiles import SNAPSHOTS, EvaluationParams, Profile
 from fdm.training import snapshot_name
 
 CODE = (
@@ -47,8 +49,13 @@ CODE = (
 
 LIMIT = 5000  # images of a set for KID, precision and recall, whose cost grows with the square of it
 BOOTSTRAP = 1000  # resamples of an interval
+JACKKNIFE = 10  # parts of the generated images for the interval of a Frechet distance
 CALIBRATIONS = 20  # random halvings of the real images behind a calibration row
-CONTEXT = ("profile", "dataset", "run", "framework", "kernel", "seed", "duration", "kimg", "sampler", "nfe")
+HALVINGS = 4  # further random references for an ablation's thorough cells
+CONTEXT = (
+    "profile", "dataset", "run", "framework", "kernel", "seed", "duration", "kimg", "sampler", "nfe", "sigma_max",
+    "latents", "reference",
+)  # fmt: skip
 ORIGIN = ("extractor", "checkpoint", "code", "device")
 GRID = 64  # samples that are kept as pictures
 METRIC = {"efficientnet-lite0": "FD(EfficientNet-Lite0)", "inception-v3-compat": "FID"}
@@ -135,10 +142,40 @@ def extractor(name: str, device: str = "cpu") -> tuple[Callable[[Tensor], Tensor
 # ----------------------------------------------------------------------------------------------------- metrics
 
 
-def frechet_distance(generated: Tensor, real: Tensor) -> float:
-    """Frechet distance between Gaussians fitted to two sets of features (N, d) and (M, d), in float64."""
-    statistics = [fid_features_to_statistics(f.double()) for f in (generated, real)]
-    return fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID]
+def statistics(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (d,) and covariance (d, d), with N - 1, of features (N, d), in float64."""
+    features = features.double()
+    return features.mean(dim=0), features.T.cov()
+
+
+def frechet_distance(generated: Tensor, real: Tensor | tuple[Tensor, Tensor]) -> float:
+    """Frechet distance between Gaussians fitted to two sets of features (N, d) and (M, d), in float64.
+
+    `real` may be the `statistics` of its set. With centred features A over sqrt(N - 1), so that the first covariance is
+    A^T A, the trace of the root of both covariances' product is that of the root of A C A^T: symmetric, and small where
+    there are fewer images than features. That takes a tenth of the time of the product's own eigenvalues.
+    """
+    mean, C = real if isinstance(real, tuple) else statistics(real)
+    A = generated.double()
+    difference = A.mean(dim=0) - mean
+    A = (A - A.mean(dim=0)) / math.sqrt(len(A) - 1)
+    if len(A) > A.shape[1]:
+        values, vectors = torch.linalg.eigh(A.T @ A)
+        A = (vectors * values.clamp(min=0).sqrt()).T  # another factor of the same covariance, (d, d)
+    root_of_product = torch.linalg.eigvalsh(A @ C @ A.T).clamp(min=0).sqrt().sum()
+    return float(difference @ difference + (A * A).sum() + C.trace() - 2 * root_of_product)
+
+
+def interval(generated: Tensor, real: Tensor, value: float) -> tuple[float, float]:
+    """The 95 % interval of a Frechet distance under other latents, by the jackknife: a tenth left out in turn.
+
+    It is the noise of the generated images (N, d) alone, around `value`, whose bias with N it keeps; `real` is fixed.
+    """
+    tenths, of_real = torch.arange(len(generated)) % JACKKNIFE, statistics(real)
+    left_out = [frechet_distance(generated[tenths != i], of_real) for i in range(JACKKNIFE)]
+    deviation = math.sqrt((JACKKNIFE - 1) * np.var(left_out))
+    half = float(student.ppf(0.975, JACKKNIFE - 1)) * deviation
+    return value - half, value + half
 
 
 def _part(features: Tensor, n: int) -> Tensor:
@@ -267,13 +304,54 @@ def expected(profile: Profile, name: str, dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def settings(profile: Profile) -> list[tuple[float, Sampler, int]]:
-    """What is measured of each run, (share of the budget, sampler, NFE): Table 1's rows, then Tables 2 and 3."""
-    par = profile.evaluation
-    table1: list[tuple[float, Sampler, int]] = [(share, "heun", par.duration_nfe) for share in shares(profile)]
+class Setting(NamedTuple):
+    """One set of samples that is scored."""
+
+    duration: float  # share of the training budget
+    sampler: Sampler
+    nfe: int
+    sigma_max: float  # highest noise level that the sampler starts from
+    samples: int
+
+
+def settings(profile: Profile, name: str) -> list[Setting]:
+    """What is measured of a run: Table 1's rows, then Tables 2 and 3; in an ablation more, of `thorough` cells only.
+
+    These are also sampled from other highest noise levels (those listed, and the framework's own where it is above
+    the published 80), and once with more samples, for the noise of the metric.
+    """
+    par, top = profile.evaluation, sampling.SIGMA_MAX
+    table1 = [Setting(share, "heun", par.duration_nfe, top, par.samples) for share in shares(profile)]
+    if profile.cells and name.rpartition("-")[0] not in par.thorough:
+        return table1
     samplers: tuple[Sampler, ...] = ("heun", "dpm-solver++")
-    tables23 = [(1.0, sampler, nfe) for sampler in samplers for nfe in par.nfe]
-    return table1 + [setting for setting in tables23 if setting not in table1]
+    tables23 = [Setting(1.0, sampler, nfe, top, par.samples) for sampler in samplers for nfe in par.nfe]
+    out = table1 + [setting for setting in tables23 if setting not in table1]
+    if par.sigma_max:
+        own = SIGMA_RANGE[profile.run(name).framework][1]
+        levels = [*par.sigma_max, *([own] if own > top else [])]
+        out += [Setting(1.0, "heun", par.duration_nfe, level, par.samples) for level in levels]
+    if par.samples_noise:
+        out.append(Setting(1.0, "heun", par.duration_nfe, top, par.samples_noise))
+    return out
+
+
+def noise_of_metric(generated: Tensor, everything: Tensor, par: EvaluationParams) -> list[dict[str, Any]]:
+    """Frechet distances of one network from other latents, to other references, and at other n; rows as in `score`.
+
+    `latents` is the first seed of the samples, `reference` the number of the random half of the real images.
+    """
+    real, n = everything[halves(len(everything))[0]], par.samples
+    parts = [(first, n, 0) for first in range(n, len(generated) - n + 1, n)]
+    parts += [(0, size, 0) for size in (n // 2, *range(2 * n, len(generated) + 1, n))]
+    parts += [(0, n, reference) for reference in range(1, HALVINGS + 1)]
+    rows = []
+    for first, size, reference in parts:
+        other = everything[halves(len(everything), reference)[0]] if reference else real
+        value = frechet_distance(generated[first : first + size], other)
+        rows.append({"latents": first, "reference": reference, "metric": METRIC[par.extractor], "value": value,
+                     "n": size, "n_reference": len(other)})  # fmt: skip
+    return rows
 
 
 def evaluate(
@@ -300,7 +378,7 @@ def evaluate(
     memory = work / f"scores-{profile.profile}+{name}-{digest(shape)}.json"
     compute.launch(_measure, (profile, name, dataset, folder, reference, hashes, memory, device, processes), processes)
     done = json.loads(memory.read_text())
-    rows = [row for setting in settings(profile) for row in done[json.dumps(setting)]]
+    rows = [row for setting in settings(profile, name) for row in done[json.dumps(setting)]]
     return pd.DataFrame(rows)[[*CONTEXT, "metric", "value", "low", "high", "n", "n_reference", *ORIGIN]]
 
 
@@ -326,46 +404,55 @@ def _measure(
     accelerator = compute.accelerator(par.precision, processes, device)
     torch.set_num_threads(profile.threads if processes == 1 else 1)
     at = "cpu" if device == "cpu" else str(accelerator.device)  # which calls it cpu:0
-    real, _, made_by = load_reference(profile, reference)
+    real, everything, made_by = load_reference(profile, reference)
     features, weights = extractor(par.extractor, at)
     if weights != made_by["weights"] or made_by["dataset"] != dataset.sha256:
         raise FdmError(f"{reference} was computed from other images or weights; remove the file and rerun.")
     done: dict[str, list[dict]] = json.loads(memory.read_text()) if memory.exists() else {}
     wanted, code = expected(profile, name, dataset), code_hash(CODE)
     # The batches are the same whatever the number of processes, and so are the samples, to the bit.
-    batches = [range(first, min(first + par.batch, par.samples)) for first in range(0, par.samples, par.batch)]
-    mine = batches[accelerator.process_index :: processes]
-    cost = {setting: sum(len(seeds) for seeds in mine) * setting[2] for setting in settings(profile)}
+    mine: dict[Setting, list[range]] = {}
+    for setting in settings(profile, name):
+        firsts = range(0, setting.samples, par.batch)
+        batches = [range(first, min(first + par.batch, setting.samples)) for first in firsts]
+        mine[setting] = batches[accelerator.process_index :: processes]
+    cost = {setting: setting.nfe * sum(len(seeds) for seeds in batches) for setting, batches in mine.items()}
     progress = tqdm(
         total=sum(cost.values()), unit="eval", unit_scale=True, desc=name, disable=not accelerator.is_main_process
     )
-    for setting in settings(profile):
-        share, sampler, nfe = setting
+    for setting, batches in mine.items():
         key = json.dumps(setting)
         if key in done:
             progress.update(cost[setting])
             continue
-        denoiser, description = checkpoints.load(folder / snapshot_name(share), wanted)
+        denoiser, description = checkpoints.load(folder / snapshot_name(setting.duration), wanted)
         denoiser.to(at).to(memory_format=torch.channels_last)
         parts = []
-        for seeds in mine:
+        for seeds in batches:
             compute.use_tf32(par.precision == "tf32")
             with accelerator.autocast():
-                images = sampling.sample(denoiser, seeds, sampler, nfe, at)
+                images = sampling.sample(denoiser, seeds, setting.sampler, setting.nfe, at, setting.sigma_max)
             parts.append((seeds.start, features(images)))
-            progress.update(nfe * len(images))
+            progress.update(setting.nfe * len(images))
         parts = gather_object(parts)
         if accelerator.is_main_process:
             context = {
                 "profile": profile.profile, "dataset": dataset.name, "run": name, "framework": run.framework,
-                "kernel": run.kernel, "seed": run.seed, "duration": share, "kimg": description["images"] / 1000,
-                "sampler": sampler, "nfe": nfe,
+                "kernel": run.kernel, "seed": run.seed, "duration": setting.duration,
+                "kimg": description["images"] / 1000, "sampler": setting.sampler, "nfe": setting.nfe,
+                "sigma_max": sampling.noise_range(denoiser, setting.sigma_max)[1], "latents": 0, "reference": 0,
             }  # fmt: skip
             origin = {
-                "extractor": f"{par.extractor}:{weights}", "checkpoint": hashes[share][:12], "code": code,
-                "device": device,
+                "extractor": f"{par.extractor}:{weights}", "checkpoint": hashes[setting.duration][:12],
+                "code": code, "device": device,
             }  # fmt: skip
-            rows = score(torch.cat([part for _, part in sorted(parts)]), real, METRIC[par.extractor])
+            generated = torch.cat([part for _, part in sorted(parts)])
+            if setting.samples == par.samples:
+                rows = score(generated, real, METRIC[par.extractor])
+                ends = interval(generated, real, rows[0]["value"])
+                rows[0] |= dict(zip(("low", "high"), ends, strict=True))
+            else:
+                rows = noise_of_metric(generated, everything, par)
             empty = {"low": None, "high": None}
             done[key] = [context | {"metric": "", "value": None} | empty | row | origin for row in rows]
             write_json(memory, done)

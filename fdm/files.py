@@ -5,13 +5,16 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
 from fdm.errors import FdmError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def root() -> Path:
@@ -63,6 +66,15 @@ def sha256(path: Path) -> str:
 def digest(value: Any) -> str:
     """Hash of a plain value by its JSON form, 12 hexadecimal digits."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def hash_of(tensors: Mapping[str, "Tensor"]) -> str:
+    """SHA-256 over names, types, shapes and values of tensors on the CPU, hexadecimal."""
+    h = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        h.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        h.update(tensor.contiguous().flatten().numpy().data)
+    return h.hexdigest()
 
 
 def code_hash(modules: Iterable[str]) -> str:

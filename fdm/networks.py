@@ -117,8 +117,10 @@ class UNetBlock(nn.Module):
         x = (h + (self.skip(x) if self.skip is not None else x)) * SKIP_SCALE
         if self.attention:
             n, c, height, width = x.shape
-            # The published layout interleaves the three: channel 3 i + {0, 1, 2} is {q, k, v} of channel i.
-            q, k, v = self.qkv(self.norm2(x)).reshape(n, 1, c, 3, height * width).transpose(2, 4).unbind(3)
+            # The published layout interleaves the three: channel 3 i + {0, 1, 2} is {q, k, v} of channel i. One copy
+            # here spares one for each image later, since matrix products want contiguous factors.
+            qkv = self.qkv(self.norm2(x)).reshape(n, c, 3, height * width)
+            q, k, v = qkv.permute(2, 0, 3, 1).contiguous()[:, :, None].unbind(0)
             a = F.scaled_dot_product_attention(q, k, v)  # (n, 1, pixels, c)
             x = (self.proj(a.transpose(2, 3).reshape(n, c, height, width)) + x) * SKIP_SCALE
         return x

@@ -7,11 +7,8 @@ better words retrain nothing.
 import functools
 import json
 import os
-import platform
-import subprocess
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +17,8 @@ from jupyter_client.manager import AsyncKernelManager
 from nbformat import NotebookNode
 
 from fdm.errors import FdmError
-from fdm.files import digest, replace, root, write_json, write_text
-
-VERSIONS = (
-    "torch",
-    "numpy",
-    "scipy",
-    "torch-fidelity",
-    "dvc",
-    "dvclive",
-    "papermill",
-    "matplotlib",
-    "pandas",
-)
+from fdm.files import digest, replace, root, write_text
+from fdm.provenance import record
 
 
 class _PrivateKernel(AsyncKernelManager):
@@ -135,45 +121,7 @@ def execute(name: str, parameters: dict[str, Any], output: Path, provenance: Pat
     failed.unlink()
     executed = normalise(executed)
     replace(output, lambda part: nbformat.write(executed, part))
-    content = digest(json.loads(nbformat.writes(executed)))
-    if not provenance.exists() or json.loads(provenance.read_text()).get("content") != content:
-        write_json(provenance, {"notebook": name, "parameters": parameters, "content": content, **origin(started)})
-
-
-def origin(started: float) -> dict[str, Any]:
-    """When, where and with what the calling process worked since `started` (seconds since the epoch)."""
-    import torch
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=root(), capture_output=True, text=True).stdout.rstrip("\n")
-
-    # Beside what the pipeline writes itself, two letters of state and a blank before each name.
-    changed = [
-        line for line in git("status", "--porcelain").splitlines()
-        if not line[3:].startswith("results/") and not line.endswith("dvc.lock")
-    ]  # fmt: skip
-    cpu = next(
-        (line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
-        platform.processor(),
-    )
-    return {
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
-        "seconds": round(time.time() - started, 1),
-        "revision": git("rev-parse", "HEAD"),
-        "changed_since_revision": changed,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu,
-        "cores": os.cpu_count(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in VERSIONS},
-    }
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []
+    record(provenance, digest(json.loads(nbformat.writes(executed))), started, notebook=name, parameters=parameters)
 
 
 def extract_code(names: list[str], folder: Path) -> None:

@@ -97,9 +97,9 @@ def largest(networks: dict[str, Network]) -> Network | None:
     return max(networks.values(), key=lambda net: net.memory(1), default=None)
 
 
-def evaluations(profile: Profile) -> int:
-    """Network evaluations that one run's scores take."""
-    return profile.evaluation.samples * sum(nfe for _, _, nfe in evaluation.settings(profile))
+def evaluations(profile: Profile, name: str) -> int:
+    """Network evaluations that the scores of one run take."""
+    return sum(setting.samples * setting.nfe for setting in evaluation.settings(profile, name))
 
 
 # ----------------------------------------------------------------------------------------------- measurement
@@ -269,7 +269,8 @@ def stages(profile: Profile) -> list[str]:
     """Stages that dvc repro would run, all for a profile that was never run; raises FdmError where DVC cannot tell."""
     file = root() / Path(profile.params_file).with_name("dvc.yaml")
     every = yaml.safe_load(file.read_text())["stages"]
-    names = [f"{name}@{run}" for name, stage in every.items() for run in (profile.runs if "foreach" in stage else [""])]
+    each = profile.cells or profile.runs
+    names = [f"{name}@{key}" for name, stage in every.items() for key in (each if "foreach" in stage else [""])]
     names = [name.removesuffix("@") for name in names]
     if not file.with_suffix(".lock").exists():
         return names
@@ -296,9 +297,11 @@ def _bill(profile: Profile, dataset: Dataset, networks: dict[str, Network]) -> l
     """Lines on what training and scoring the networks costs here, measured, and on GPUs, reckoned."""
     par, ev = profile.training, profile.evaluation
     assert par is not None
-    every = evaluations(profile)
     images = math.ceil(par.budget_kimg * 1000 / par.batch) * par.batch
-    work = [sum(net.flops for net in networks.values()) * count for count in (compute.TRAINING * images, every)]
+    work = [0.0, 0.0]
+    for name, net in networks.items():
+        work[0] += net.flops * compute.TRAINING * images
+        work[1] += net.flops * evaluations(profile, name)
     # One measurement serves runs of one network.
     first: dict[Network, str] = {}
     for name, net in networks.items():
@@ -307,12 +310,15 @@ def _bill(profile: Profile, dataset: Dataset, networks: dict[str, Network]) -> l
     trained, evaluated = (measure(profile, dataset, list(first.values()), train) for train in (True, False))
     rows = []
     total = [0.0, 0.0]
-    for name, net in networks.items():
+    for name in profile.cells or profile.runs:
+        alike = profile.seeds_of(name) if profile.cells else [name]
+        net, every = networks[alike[0]], evaluations(profile, alike[0])
         rate = trained[first[net]], evaluated[first[net]]
         costs = images / rate[0], every / rate[1]
-        total = [a + b for a, b in zip(total, costs, strict=True)]
+        total = [a + len(alike) * b for a, b in zip(total, costs, strict=True)]
         rows.append({
-            "run": name, "parameters": f"{net.parameters:,}", "GFLOP an image": f"{net.flops / 1e9:.3g}",
+            "run": f"{name}, {len(alike)} times" if profile.cells else name,
+            "parameters": f"{net.parameters:,}", "GFLOP an image": f"{net.flops / 1e9:.3g}",
             "images": f"{images:,}", "images/s": f"{rate[0]:.3g}", "training": hours(costs[0]),
             "evaluations": f"{every:,}", "evaluations/s": f"{rate[1]:.3g}", "scoring": hours(costs[1]),
         })  # fmt: skip
@@ -361,7 +367,8 @@ def report(profile: Profile) -> str:
     if not networks:
         lines += [
             "", "The networks are published ones: their sizes are known once they are fetched. "
-            f"Scoring takes {evaluations(profile):,} evaluations a run ({ev.samples:,} samples a setting)."
+            f"Scoring takes {evaluations(profile, next(iter(profile.runs))):,} evaluations a run ({ev.samples:,} "
+            "samples a setting)."
         ]  # fmt: skip
     else:
         lines += _bill(profile, dataset, networks)

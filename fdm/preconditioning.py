@@ -5,13 +5,13 @@ FDM changes c_in alone: it becomes the scale s of the critically damped process 
 """
 
 import math
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fdm import kernels
-from fdm.names import Framework, Kernel
+from fdm.names import Framework, Kernel, Tau, VEMultiplier
 
 SIGMA_DATA = 0.5  # standard deviation that EDM assumes of images scaled to [-1, 1]
 M_VP = 1000  # VP's networks count time from 0 to M - 1
@@ -44,12 +44,14 @@ def coefficients(
     kernel: Kernel,
     sigma: Tensor,
     multiplier: float = 1.0,
-    ve_multiplier: Literal["as published", "as derived"] = "as published",
+    ve_multiplier: VEMultiplier = "as published",
+    tau: Tau = "sigma",
 ) -> Coefficients:
     """Preconditioning coefficients at the noise levels sigma > 0 (any shape).
 
     `multiplier` is FDM's m. VE's published code ignores it, so that c_in uses m = 1 whatever is asked;
-    `ve_multiplier="as derived"` uses it.
+    `ve_multiplier="as derived"` uses it. FDM's tau is linear in sigma, as published; `tau="time"` takes the
+    framework's own time in [0, 1] instead: t(sigma) for VP, the logarithm of sigma for VE; EDM's is sigma.
     """
     if framework == "edm":
         variance = sigma**2 + SIGMA_DATA**2
@@ -71,7 +73,12 @@ def coefficients(
         low, high = SIGMA_RANGE[framework]
         if framework == "ve" and ve_multiplier == "as published":
             multiplier = 1.0
-        c_in = kernels.scale_fdm((sigma - low) / (high - low), multiplier)
+        time = (sigma - low) / (high - low)
+        if tau == "time" and framework == "vp":
+            time = kernels.t_vp(sigma)
+        elif tau == "time" and framework == "ve":
+            time = (sigma / low).log() / math.log(high / low)
+        c_in = kernels.scale_fdm(time, multiplier)
     return Coefficients(c_skip, c_out, c_in, c_noise)
 
 
@@ -84,14 +91,16 @@ class Denoiser(nn.Module):
         framework: Framework,
         kernel: Kernel,
         multiplier: float = 1.0,
-        ve_multiplier: Literal["as published", "as derived"] = "as published",
+        ve_multiplier: VEMultiplier = "as published",
+        tau: Tau = "sigma",
     ) -> None:
         super().__init__()
         self.model = model
         self.framework: Framework = framework
         self.kernel: Kernel = kernel
         self.multiplier = multiplier
-        self.ve_multiplier: Literal["as published", "as derived"] = ve_multiplier
+        self.ve_multiplier: VEMultiplier = ve_multiplier
+        self.tau: Tau = tau
 
     @property
     def sigma_range(self) -> tuple[float, float]:
@@ -113,7 +122,7 @@ class Denoiser(nn.Module):
         """
         x = x.float()
         sigma = sigma.float().reshape(-1, 1, 1, 1)
-        c = coefficients(self.framework, self.kernel, sigma, self.multiplier, self.ve_multiplier)
+        c = coefficients(self.framework, self.kernel, sigma, self.multiplier, self.ve_multiplier, self.tau)
         noise_labels = c.c_noise.flatten().expand(x.shape[0])
         F = self.model(c.c_in * x, noise_labels, class_labels, augment_labels)
         return c.c_skip * x + c.c_out * F.float()

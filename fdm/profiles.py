@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from fdm.errors import FdmError
 from fdm.files import root
-from fdm.names import Framework, Kernel
+from fdm.names import Framework, Kernel, Tau, VEMultiplier
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -80,6 +80,11 @@ class EvaluationParams(Strict):
     batch: Count
     duration_nfe: Count  # Table 1's number of evaluations, with Heun's sampler
     nfe: Annotated[list[Count], Field(min_length=1)]  # Tables 2 and 3, and the figure
+    # In an ablation these are for the cells named in `thorough`, which are besides sampled from other highest noise
+    # levels and scored with `samples_noise` samples, in sets of `samples`, to see what latents and n change.
+    thorough: list[str] = []
+    sigma_max: list[Positive] = []
+    samples_noise: Count | None = None
     processes: Count = 1  # batches are shared out to them (one a GPU); the samples do not depend on it
     precision: Precision = "fp32"  # of the sampled networks; features are always float32
 
@@ -93,15 +98,25 @@ class CheckpointParams(Strict):
     kimg: Positive  # how long it was trained, as its publishers state
 
 
-class RunParams(Strict):
-    """One model: framework x kernel x seed, and what FDM adds."""
+class CellParams(Strict):
+    """One model: framework x kernel, and what FDM adds. A cell of an ablation is trained with several seeds."""
 
     framework: Framework
     kernel: Kernel
-    seed: Annotated[int, Field(ge=0, lt=2**31)]
     multiplier: Positive = 1.0  # FDM's m
+    ve_multiplier: VEMultiplier = "as published"  # which is 1 for VE, whatever the multiplier says
+    tau: Tau = "sigma"  # what FDM's c_in is a function of: sigma, linearly, as published, or the framework's own time
     warmup_steps: Annotated[int, Field(ge=0)] = 0  # optimiser steps of loss-weight warm-up; 0 is none
     channel_mult: list[Count] | None = None  # where a run's network differs from the profile's
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class RunParams(CellParams):
+    """One training: a model and its seed."""
+
+    seed: Seed
     checkpoint: CheckpointParams | None = None  # a published network, in a profile that trains none
 
 
@@ -117,6 +132,24 @@ class Profile(Strict):
     training: TrainingParams | None = None
     evaluation: EvaluationParams
     runs: Annotated[dict[RunName, RunParams], Field(min_length=1)]
+    # An ablation has these two in place of runs: every cell is trained with every seed.
+    cells: dict[RunName, CellParams] = {}
+    seeds: list[Seed] = []
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_cells(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or "cells" not in values:
+            return values
+        if "runs" in values:
+            raise ValueError("runs must be absent where there are cells; a profile has one of the two")
+        cells, seeds = values["cells"], values.get("seeds")
+        if not isinstance(cells, dict) or not all(isinstance(cell, dict) for cell in cells.values()):
+            raise ValueError("cells must be a table of tables, one a cell")
+        if not isinstance(seeds, list) or len(set(seeds)) < 2 or len(set(seeds)) < len(seeds):
+            raise ValueError(f"seeds: {seeds!r} is not allowed; it must be a list of two different numbers or more")
+        runs = {f"{name}-{seed}": cell | {"seed": seed} for name, cell in cells.items() for seed in seeds}
+        return values | {"runs": runs}
 
     @model_validator(mode="after")
     def _consistent(self) -> "Profile":
@@ -138,7 +171,10 @@ class Profile(Strict):
                     f"runs.{name}.checkpoint is missing; the networks of a profile are all published or none"
                 )
             want = f"{run.framework}-{run.kernel}-{run.seed}"
-            if name != want:
+            cell = name.removesuffix(f"-{run.seed}")
+            if self.cells and not f"{cell}-".startswith(f"{run.framework}-{run.kernel}-"):
+                raise ValueError(f"cells.{cell}: the name of a cell begins with framework-kernel, {want[:-2]}")
+            if not self.cells and name != want:
                 raise ValueError(f"runs.{name}: a run is named framework-kernel-seed, and this one is {want}")
             if self.network is None:
                 continue
@@ -148,6 +184,12 @@ class Profile(Strict):
                     f"runs.{name}: {depth} halvings do not divide a resolution of {self.dataset.resolution}"
                 )
         return self
+
+    def seeds_of(self, cell: str) -> list[str]:
+        """Names of the runs of a cell; raises FdmError for a cell that the profile does not have."""
+        if cell not in self.cells:
+            raise FdmError(f"{self.params_file} has no cell named {cell}; it has {', '.join(self.cells) or 'none'}.")
+        return [f"{cell}-{seed}" for seed in self.seeds]
 
     @property
     def published(self) -> bool:
@@ -186,6 +228,8 @@ def _table(keys: tuple[int | str, ...]) -> type[BaseModel]:
     """The table of parameters at that place in a profile."""
     if not keys:
         return Profile
+    if keys[0] == "cells":
+        return CellParams
     if keys[0] == "runs":
         return CheckpointParams if keys[-1] == "checkpoint" else RunParams
     annotation = Profile.model_fields[str(keys[0])].annotation

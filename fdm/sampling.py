@@ -26,13 +26,20 @@ def draw_latents(seeds: range, shape: tuple[int, int, int], classes: int) -> tup
     return latents, labels
 
 
-def noise_range(denoiser: Denoiser) -> tuple[float, float]:
-    """The sampler's lowest and highest noise level for this denoiser."""
+def noise_range(denoiser: Denoiser, sigma_max: float = SIGMA_MAX) -> tuple[float, float]:
+    """The sampler's lowest and highest noise level for this denoiser, the latter at most `sigma_max`."""
     low, high = denoiser.sigma_range
-    return max(SIGMA_MIN, low), min(SIGMA_MAX, high)
+    return max(SIGMA_MIN, low), min(sigma_max, high)
 
 
-def trajectory(denoiser: Denoiser, seeds: range, sampler: Sampler, nfe: int, device: str = "cpu") -> Iterator[Tensor]:
+def trajectory(
+    denoiser: Denoiser,
+    seeds: range,
+    sampler: Sampler,
+    nfe: int,
+    device: str = "cpu",
+    sigma_max: float = SIGMA_MAX,
+) -> Iterator[Tensor]:
     """Yield x, float64 (N, C, H, W), from the noise to the samples of `seeds`, in `nfe` evaluations."""
     net: Any = denoiser.model
     latents, labels = draw_latents(seeds, (net.channels, net.resolution, net.resolution), net.label_dim)
@@ -41,11 +48,18 @@ def trajectory(denoiser: Denoiser, seeds: range, sampler: Sampler, nfe: int, dev
     def D(x: Tensor, sigma: Tensor) -> Tensor:
         return denoiser(x, sigma, one_hot)
 
-    yield from SAMPLERS[sampler](D, latents.to(device), *noise_range(denoiser), nfe)
+    yield from SAMPLERS[sampler](D, latents.to(device), *noise_range(denoiser, sigma_max), nfe)
 
 
 @torch.inference_mode()
-def sample(denoiser: Denoiser, seeds: range, sampler: Sampler, nfe: int, device: str = "cpu") -> Tensor:
+def sample(
+    denoiser: Denoiser,
+    seeds: range,
+    sampler: Sampler,
+    nfe: int,
+    device: str = "cpu",
+    sigma_max: float = SIGMA_MAX,
+) -> Tensor:
     """The samples of `seeds` as one batch, uint8 (N, C, H, W) on the CPU."""
-    *_, x = trajectory(denoiser, seeds, sampler, nfe, device)
+    *_, x = trajectory(denoiser, seeds, sampler, nfe, device, sigma_max)
     return to_uint8(x).cpu()

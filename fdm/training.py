@@ -68,7 +68,7 @@ def describe(profile: Profile, name: str, dataset: Dataset) -> dict[str, Any]:
             "attn_resolutions": net.attn_resolutions,
             "dropout": net.dropout,
         },
-        "denoiser": {"framework": run.framework, "kernel": run.kernel, "multiplier": run.multiplier},
+        "denoiser": run.model_dump(include={"framework", "kernel", "multiplier", "ve_multiplier", "tau"}),
         "run": run.model_dump(),
         "training": par.model_dump(exclude={"state_kimg"}),
     }
@@ -318,8 +318,11 @@ def _log(logs: Path, history: list[dict[str, float]]) -> None:
 
 
 def speed_folder(profile: Profile, name: str) -> Path:
-    """Where the log of a run's speed and memory is kept: with the provenance, as it is no output of a stage."""
-    return profile.results / "provenance" / "speed" / name
+    """Where the log of a run's speed and memory is kept: with the provenance, as it is no output of a stage.
+
+    The many runs of an ablation keep theirs out of the results.
+    """
+    return (profile.build if profile.cells else profile.results / "provenance") / "speed" / name
 
 
 def _log_speed(logs: Path, history: list[dict[str, float]], checkpoint: str) -> None:

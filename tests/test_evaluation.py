@@ -8,6 +8,7 @@ import scipy.linalg
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch_fidelity import metric_fid
 
 from fdm import data, evaluation, training
 from fdm.__main__ import main
@@ -23,6 +24,32 @@ def test_the_frechet_distance_is_the_textbooks():
     root = scipy.linalg.sqrtm(cov_a @ cov_b)
     expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(cov_a + cov_b - 2 * np.real(root))
     assert evaluation.frechet_distance(torch.tensor(a), torch.tensor(b)) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("n", [60, 100, 101, 400])
+def test_the_frechet_distance_is_torch_fidelitys_with_fewer_images_than_features_and_with_more(n):
+    generator = torch.Generator().manual_seed(n)
+    mixing = torch.randn(100, 100, generator=generator) * torch.logspace(0, -3, 100)
+    generated, real = (torch.randn(m, 100, generator=generator) @ mixing.T + shift for m, shift in ((n, 0.1), (300, 0)))
+    theirs = [metric_fid.fid_features_to_statistics(features.double()) for features in (generated, real)]
+    expected = metric_fid.fid_statistics_to_metric(*theirs, verbose=False)[metric_fid.KEY_METRIC_FID]
+    assert evaluation.frechet_distance(generated, real) == pytest.approx(expected, rel=1e-6)
+    assert evaluation.frechet_distance(generated, evaluation.statistics(real)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_interval_of_a_frechet_distance_is_the_spread_over_other_images():
+    generator = torch.Generator().manual_seed(0)
+    real = torch.randn(2000, 6, generator=generator)
+    sets = [1.3 * torch.randn(200, 6, generator=generator) + 0.3 for _ in range(60)]
+    values = [evaluation.frechet_distance(generated, real) for generated in sets]
+    covered, widths = 0, []
+    for generated, value in zip(sets, values, strict=True):
+        low, high = evaluation.interval(generated, real, value)
+        assert (low + high) / 2 == pytest.approx(value)
+        covered += low <= np.mean(values) <= high
+        widths.append((high - low) / 2)
+    assert covered >= 51  # of 60; 95 % would be 57
+    assert 0.8 < np.mean(widths) / (1.96 * np.std(values)) < 1.5  # Student's factor for ten parts is 1.15 times 1.96
 
 
 def test_kid_is_unbiased_and_its_interval_covers_the_truth():
@@ -111,14 +138,15 @@ def trained(smoke, digits, tmp_path):
 def test_an_evaluation_measures_every_setting_and_goes_on_after_a_kill(trained, monkeypatch):
     profile, work = trained[0], trained[-1]
     rows = evaluation.evaluate(*trained)
-    settings = evaluation.settings(profile)
+    settings = evaluation.settings(profile, trained[1])
     assert len(rows) == 4 * len(settings)
     assert set(rows["metric"]) == {"FD(EfficientNet-Lite0)", "KID", "precision", "recall"}
     assert rows["value"].notna().all()
     assert (rows["n"] == profile.evaluation.samples).all()
     assert rows["checkpoint"].nunique() == 4
-    interval = rows[rows["metric"] == "KID"]
+    interval = rows[rows["metric"].isin(["FD(EfficientNet-Lite0)", "KID"])]
     assert (interval["low"] < interval["high"]).all()
+    assert (rows["sigma_max"] == 80).all()
     evaluation.forget(profile, work)
     assert not list(work.glob("*.json"))
 

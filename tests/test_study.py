@@ -19,7 +19,7 @@ def measured(profile, metric="FD(EfficientNet-Lite0)", kimg=60):
     models = {name: index for index, name in enumerate(profile.runs, 1)}
     for name, run in profile.runs.items():
         rows = []
-        for share, sampler, nfe in evaluation.settings(profile):
+        for share, sampler, nfe, *_ in evaluation.settings(profile, name):
             value = 1000 * models[name] + 100 * share + nfe / 100 + (0.5 if sampler != "heun" else 0)
             context = dict(
                 zip(
@@ -35,6 +35,9 @@ def measured(profile, metric="FD(EfficientNet-Lite0)", kimg=60):
                         kimg * share,
                         sampler,
                         nfe,
+                        80.0,
+                        0,
+                        0,
                     ],
                     strict=True,
                 )
