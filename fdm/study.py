@@ -1,22 +1,23 @@
-"""From measurements to the paper's tables and a verdict, by rules written down before looking.
+"""From measurements to the paper's tables and to verdicts, by rules written down before looking.
 
-But for one: that a baseline which has not learnt decides nothing was added when VE's was seen.
+But for one: that a baseline which has not learnt decides nothing was added when VE's was seen, with one seed.
 
 The published numbers are FID on other data sets at another scale; they stand beside the measured ones in every
 table, in rows of their own, and are compared with them nowhere.
 """
 
-import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from fdm import kernels, statistics
 from fdm.errors import FdmError
 from fdm.files import root, write_text
 from fdm.profiles import SNAPSHOTS, Profile
+from fdm.statistics import Interval
 
 MODELS = [(framework, kernel) for framework in ("vp", "ve", "edm") for kernel in ("baseline", "fdm")]
 KEYS = ["source", "data", "metric", "n"]
@@ -24,6 +25,8 @@ DATA = {
     "digits": "digits", "fashion-mnist": "Fashion-MNIST", "cifar10": "CIFAR-10", "ffhq": "FFHQ", "afhqv2": "AFHQv2",
     "folder": "own images",
 }  # fmt: skip
+SAMPLERS = {"heun": "Heun", "dpm-solver++": "DPM-Solver++"}
+SIGMA_MAX = 80.0  # where the published sampling starts
 PUBLISHED_MIMG = (50, 100, 150, 200)
 
 
@@ -46,9 +49,31 @@ def read(path: Path) -> pd.DataFrame:
 
 
 def measurements(profile: Profile) -> pd.DataFrame:
-    """The tidy table of all runs of a profile, one row a (run, duration, sampler, NFE, metric)."""
-    parts = [read(profile.results / "runs" / name / "measurements.csv") for name in profile.runs]
+    """The tidy table of all runs of a profile, one row a (run, duration, sampler, NFE, metric).
+
+    Those of an ablation name their cell, and have rows more: see `standard`.
+    """
+    names = profile.cells or profile.runs
+    parts = [read(profile.results / "runs" / name / "measurements.csv") for name in names]
     return pd.concat(parts, ignore_index=True)
+
+
+def standard(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
+    """Frechet distances from the published highest noise level and the first latents, to the first reference."""
+    rows = rows[(rows["metric"] == frechet(rows)) & (rows["n"] == profile.evaluation.samples)]
+    return rows[(rows["sigma_max"] == SIGMA_MAX) & (rows["latents"] == 0) & (rows["reference"] == 0)]
+
+
+def published_pair(profile: Profile, framework: str) -> tuple[str, str]:
+    """Names of a framework's baseline and of the published method: cells of an ablation, or else runs without seed."""
+    return f"{framework}-baseline", f"{framework}-fdm" + ("-warmup" if profile.cells else "")
+
+
+def values(rows: pd.DataFrame, cell: str, sampler: str, duration: float, nfe: int) -> np.ndarray:
+    """Distances of a cell, or of a run without its seed, by rising seed, (seeds,); empty without measurement."""
+    mine = rows[rows["run"].str.rpartition("-")[0] == cell]
+    at = mine[(mine["sampler"] == sampler) & (mine["duration"] == duration) & (mine["nfe"] == nfe)]
+    return at.sort_values("seed")["value"].to_numpy()
 
 
 def calibration(profile: Profile) -> pd.DataFrame:
@@ -201,31 +226,13 @@ def markdown(text: pd.DataFrame) -> str:
 # ------------------------------------------------------------------------------------------- the published tables
 
 
-def share_of_cost(cost: Iterable[float], baseline: Iterable[float], fdm: Iterable[float]) -> tuple[float, str]:
-    """Cost at which FDM reaches the baseline's last quality, as a share of the baseline's last cost; how it is known.
-
-    The three go together, by rising cost; quality is a distance, lower is better. Between two costs the distance is
-    interpolated linearly in the logarithms of both, so that the first crossing counts. The second value is "="; "at
-    most" when FDM is there at the smallest cost already; "never" when it is not at the largest (the share is then NaN).
-    """
-    x, target, y = np.asarray([*cost], float), [*baseline][-1], np.asarray([*fdm], float)
-    if y[0] <= target:
-        return x[0] / x[-1], "at most"
-    reached = np.flatnonzero(y <= target)
-    if not len(reached):
-        return math.nan, "never"
-    i = reached[0]
-    weight = np.log(y[i - 1] / target) / np.log(y[i - 1] / y[i])
-    return float(np.exp(np.log(x[i - 1]) + weight * np.log(x[i] / x[i - 1])) / x[-1]), "="
-
-
 def published_costs() -> pd.DataFrame:
     """`share_of_cost` of each pair in the paper's three tables: table, data, framework, share, known."""
     rows = []
     for number, cost in ((1, "duration_mimg"), (2, "nfe"), (3, "nfe")):
         for (data, framework), part in published(number).groupby(["dataset", "framework"], sort=False):
             pair = part.pivot(index=cost, columns="kernel", values="fid").sort_index()
-            share, known = share_of_cost(pair.index, pair["baseline"], pair["fdm"])
+            share, known = statistics.share_of_cost(pair.index, pair["baseline"], pair["fdm"])
             rows.append({"table": number, "data": DATA[data], "framework": framework.upper(), "share": share,
                          "known": known})  # fmt: skip
     return pd.DataFrame(rows)
@@ -244,81 +251,178 @@ def published_loss_by_nfe() -> pd.DataFrame:
 
 # ---------------------------------------------------------------------------------------------------- verdicts
 
-
+CLAIMS = {
+    "C1": "A step of the diffusion is a step of stochastic gradient descent",
+    "C2": "The critically damped kernel does not oscillate, and decays faster than with any other damping",
+    "C3": "Comparable quality for half of the training",
+    "C4": "Comparable quality for a third of the sampling steps",
+    "C5": "The warm-up of the loss weight makes early training better",
+}
 UNLEARNT = 10  # times the floor: above it a network has not learnt to draw
+SEEDS = 3  # trainings of each model below which nothing is decided
+NEGLIGIBLE = 0.9  # a ratio of distances nearer to 1 than this is no gain worth a claim
+SIGNIFICANT = 0.05
 
 
-def judge(base_half: float, base_full: float, fdm_half: float, fdm_full: float, margin: float, floor: float) -> str:
-    """The verdict on "as good for a fraction of the cost", from four Frechet distances, a margin and the floor.
+class Pair(NamedTuple):
+    """Distances of a framework's baseline and of the published method, one a seed, at reduced and at full cost."""
 
-    `base_full` is the baseline at full cost and `base_half` at the reduced one; the same for FDM. A difference
-    counts when it is larger than `margin`; `floor` is the distance of real images from other real images.
+    base_reduced: np.ndarray
+    base_full: np.ndarray
+    fdm_reduced: np.ndarray
+    fdm_full: np.ndarray
 
-    undecided        the baseline has not learnt to draw (it is above ten times the floor), or does as well at the
-                     reduced cost, so that nothing is to be saved here
-    reproduced       FDM at the reduced cost is no worse than the baseline at full cost
-    partly           it is worse, but FDM at full cost is better than the baseline at full cost
-    not reproduced   none of these
+
+def judge_cost(pair: Pair, margin: float, floor: float) -> tuple[str, dict[str, Interval]]:
+    """The verdict on "as good for a fraction of the cost" (C3, C4), and the paired differences that decide it.
+
+    Differences are from the baseline at full cost, mean over seeds with 95 % intervals. `margin` is the sampling noise
+    of one set of images, half the width of the calibration's 95 % range; `floor` the distance of real images.
+
+    undecided        fewer than three seeds; or the baseline has not learnt to draw (its mean is above ten times the
+                     floor); or it is not shown to be worse at the reduced cost by more than the margin, so that nothing
+                     is to be saved; or none of the following is shown
+    reproduced       FDM at the reduced cost is no worse than the baseline at full cost: the interval ends below margin
+    partly           it is worse by more than that, the interval beginning above margin; but FDM at full cost is better
+                     than the baseline at full cost by more than the margin, the interval ending below -margin
+    not reproduced   it is worse by more than the margin, and that is not so
     """
-    if base_full > UNLEARNT * floor or base_half <= base_full + margin:
-        return "undecided"
-    if fdm_half <= base_full + margin:
-        return "reproduced"
-    if fdm_full < base_full - margin:
-        return "partly"
-    return "not reproduced"
-
-
-def verdicts(profile: Profile) -> pd.DataFrame:
-    """Claims C3 (half the training) and C4 (a third of the steps) for each framework, with the numbers behind.
-
-    C3 compares 50 % with 100 % of the budget; C4 the NFE nearest to a third of the largest with the largest, with
-    Heun's sampler. The margin is half the width of the calibration's 95 % range: two equal sets of images differ by
-    as much. A framework without both kernels, or without a measurement at both costs, has no row.
-    """
-    rows = measurements(profile)
-    rows = rows[(rows["metric"] == frechet(rows)) & (rows["sampler"] == "heun")]
-    floor = calibration(profile).iloc[0]
-    margin = (floor["high"] - floor["low"]) / 2
-    most = max(profile.evaluation.nfe)
-    third = min(profile.evaluation.nfe, key=lambda nfe: abs(nfe - most / 3))
-
-    def value(framework: str, kernel: str, duration: float, nfe: int) -> float:
-        cell = rows[(rows["framework"] == framework) & (rows["kernel"] == kernel)
-                    & (rows["duration"] == duration) & (rows["nfe"] == nfe)]  # fmt: skip
-        return float(cell["value"].mean())
-
-    out = []
-    costs = {
-        "C3 half the training": (
-            (SNAPSHOTS[1], profile.evaluation.duration_nfe),
-            (1.0, profile.evaluation.duration_nfe),
-        ),
-        "C4 a third of the steps": ((1.0, third), (1.0, most)),
+    differences = {
+        "baseline, reduced": statistics.mean(pair.base_reduced - pair.base_full),
+        "FDM, reduced": statistics.mean(pair.fdm_reduced - pair.base_full),
+        "FDM, full": statistics.mean(pair.fdm_full - pair.base_full),
     }
-    for claim, (reduced, full) in costs.items():
-        for framework in dict.fromkeys(rows["framework"]):
-            if set(rows[rows["framework"] == framework]["kernel"]) != {"baseline", "fdm"}:
+    base, reduced, full = differences.values()
+    verdict = "undecided"
+    if len(pair.base_full) >= SEEDS and pair.base_full.mean() <= UNLEARNT * floor and base.low > margin:
+        if reduced.high <= margin:
+            verdict = "reproduced"
+        elif reduced.low > margin:
+            verdict = "partly" if full.high < -margin else "not reproduced"
+    return verdict, differences
+
+
+def judge_warmup(fdm: Interval, fdm_p: float, baseline: Interval, baseline_p: float) -> str:
+    """The verdict on C5, from ratios of distances with warm-up to without, after a quarter of the training.
+
+    `fdm` and `baseline` are the ratios under either kernel, with corrected p-values.
+
+    reproduced       with FDM's kernel the ratio is below 1, p < 0.05
+    partly           with the baseline's kernel alone
+    not reproduced   with neither, and with FDM's kernel the interval begins above 0.9: a gain of a tenth is excluded
+    undecided        none of these, or fewer than three seeds
+    """
+    if fdm.high < 1 and fdm_p < SIGNIFICANT:
+        return "reproduced"
+    if baseline.high < 1 and baseline_p < SIGNIFICANT:
+        return "partly"
+    return "not reproduced" if fdm.low > NEGLIGIBLE else "undecided"
+
+
+def _claim(key: str, subject: str, verdict: str, numbers: dict[str, Any]) -> dict[str, Any]:
+    return {"claim": key, "subject": subject, "verdict": verdict, "numbers": numbers}
+
+
+def claims_of_kernel() -> list[dict[str, Any]]:
+    """C1 and C2, which are about formulas, checked by numbers.
+
+    C1 is reproduced when the two steps agree to 1e-12 for 10,000 random values. C2 has three parts: at critical damping
+    the scale never grows or changes sign; its envelope decays at the fastest rate in the end; and it is the first to
+    stay below 1 %. Reproduced when all hold, partly when some do. Times are in units of the undamped oscillator.
+    """
+    rng = np.random.default_rng(0)
+    x, eps = rng.normal(size=(2, 10_000))
+    alpha, beta = rng.uniform(0.5, 1, 10_000), rng.uniform(0, 1, 10_000)
+    error = float(np.abs(kernels.sgd_step(x, eps, alpha, beta) - (alpha * x + beta * eps)).max())
+    tau, damping = np.linspace(0, 40, 4001), np.round(np.arange(0.05, 3.001, 0.01), 2)
+    critical = kernels.oscillator(tau, 1.0)
+    settled = [float(tau[np.flatnonzero(np.abs(kernels.oscillator(tau, z)) >= 0.01)[-1]]) for z in damping]
+    rates = kernels.decay_rate(damping)
+    fastest, first = float(damping[rates.argmax()]), float(damping[np.argmin(settled)])
+    parts = [bool((np.diff(critical) <= 0).all() and (critical > 0).all()), fastest == 1, first == 1]
+    verdict = "reproduced" if all(parts) else "partly" if any(parts) else "not reproduced"
+    return [
+        _claim("C1", "formula", "reproduced" if error < 1e-12 else "not reproduced", {"largest difference": error}),
+        _claim("C2", "formula", verdict, {
+            "critical damping: falls, and keeps its sign": parts[0],
+            "damping ratio of the fastest decay in the end": fastest,
+            "damping ratio that is first below 1 %": first,
+            "time until below 1 %, that ratio": min(settled),
+            "time until below 1 %, critical": settled[int(np.flatnonzero(damping == 1)[0])],
+        }),
+    ]  # fmt: skip
+
+
+def claims(profile: Profile) -> dict[str, Any]:
+    """Verdicts on C1 to C5 by the rules above, the numbers behind them, and the scale that they hold for.
+
+    C3 compares 50 % with 100 % of the training; C4, for either sampler, the NFE nearest to a third of the largest with
+    the largest; C5 the cells with and without warm-up after a quarter of the training, with p-values corrected for the
+    number of frameworks and kernels. A framework without both kernels, or without a measurement, has no verdict.
+    """
+    rows = standard(profile, measurements(profile))
+    floor = calibration(profile).iloc[0]
+    margin = float(floor["high"] - floor["low"]) / 2
+    par, most = profile.evaluation, max(profile.evaluation.nfe)
+    third = min(par.nfe, key=lambda nfe: abs(nfe - most / 3))
+    out = claims_of_kernel()
+    costs = [("C3", "heun", (SNAPSHOTS[1], par.duration_nfe), (1.0, par.duration_nfe))]
+    costs += [("C4", sampler, (1.0, third), (1.0, most)) for sampler in ("heun", "dpm-solver++")]
+    frameworks = list(dict.fromkeys(rows["framework"]))
+    for claim, sampler, reduced, full in costs:
+        for framework in frameworks:
+            at = [
+                values(rows, cell, sampler, *cost)
+                for cell in published_pair(profile, framework)
+                for cost in (reduced, full)
+            ]
+            if any(not len(each) for each in at) or len({len(each) for each in at}) > 1:
                 continue
-            values = [value(framework, kernel, *cost) for kernel in ("baseline", "fdm") for cost in (reduced, full)]
-            if any(map(math.isnan, values)):  # of a published network there is only the last checkpoint
-                continue
-            base_half, base_full, fdm_half, fdm_full = values
-            seeds = rows[rows["framework"] == framework]["seed"].nunique()
-            out.append(
-                {
-                    "claim": claim,
-                    "framework": framework.upper(),
-                    "baseline, reduced": base_half,
-                    "baseline, full": base_full,
-                    "FDM, reduced": fdm_half,
-                    "FDM, full": fdm_full,
-                    "margin": margin,
-                    "seeds": seeds,
-                    "verdict": judge(base_half, base_full, fdm_half, fdm_full, margin, floor["value"]),
-                }
-            )
-    return pd.DataFrame(out)
+            pair = Pair(*at)
+            verdict, differences = judge_cost(pair, margin, float(floor["value"]))
+            subject = framework.upper() + (f", {SAMPLERS[sampler]}" if claim == "C4" else "")
+            means = dict(zip(("baseline, reduced", "baseline, full", "FDM, reduced", "FDM, full"), pair, strict=True))
+            numbers = {
+                "seeds": len(pair.base_full),
+                "mean": {name: float(each.mean()) for name, each in means.items()},
+                "difference from baseline, full": {name: each._asdict() for name, each in differences.items()},
+                "margin": margin,
+                "floor": float(floor["value"]),
+            }
+            out.append(_claim(claim, subject, verdict, numbers))
+    out += _claims_of_warmup(profile, rows, frameworks)
+    run = next(iter(profile.runs.values()))
+    scale = {
+        "data": DATA[profile.dataset.name], "resolution": profile.dataset.resolution, "metric": frechet(rows),
+        "n": int(floor["n"]), "kimg": profile.training.budget_kimg if profile.training else None,
+        "seeds": int(rows["seed"].nunique()), "warmup_steps": max(r.warmup_steps for r in profile.runs.values()),
+        "device": rows["device"].iloc[0], "published networks": run.checkpoint is not None,
+    }  # fmt: skip
+    return {"profile": profile.profile, "rules": "fdm/study.py", "scale": scale, "claims": out}
+
+
+def _claims_of_warmup(profile: Profile, rows: pd.DataFrame, frameworks: list[str]) -> list[dict[str, Any]]:
+    """C5 of each framework that has all four of kernel x warm-up."""
+    at = ("heun", SNAPSHOTS[0], profile.evaluation.duration_nfe)
+    logs = {}
+    for framework in frameworks:
+        for kernel in ("fdm", "baseline"):
+            with_it, without = (values(rows, f"{framework}-{kernel}{end}", *at) for end in ("-warmup", ""))
+            if len(with_it) and len(with_it) == len(without):
+                logs[framework, kernel] = np.log(with_it / without)
+    p = dict(zip(logs, statistics.holm(map(statistics.p_value, logs.values())), strict=True))
+    out = []
+    for framework in frameworks:
+        if {(framework, "fdm"), (framework, "baseline")} <= logs.keys():
+            ratio = {k: Interval(*np.exp(statistics.mean(logs[framework, k]))) for k in ("fdm", "baseline")}
+            args = ratio["fdm"], p[framework, "fdm"], ratio["baseline"], p[framework, "baseline"]
+            seeds = len(logs[framework, "fdm"])
+            numbers = {"seeds": seeds} | {
+                f"ratio with {label(framework, k)}'s kernel": ratio[k]._asdict() | {"p": p[framework, k]} for k in ratio
+            }
+            verdict = judge_warmup(*args) if seeds >= SEEDS else "undecided"
+            out.append(_claim("C5", framework.upper(), verdict, numbers))
+    return out
 
 
 def summary(profile: Profile) -> dict[str, Any]:
@@ -331,29 +435,3 @@ def summary(profile: Profile) -> dict[str, Any]:
         label(*key): float(group["value"].mean()) for key, group in rows.groupby(["framework", "kernel"], sort=False)
     }
     return {frechet(rows): {**models, "real against real": float(floor["value"])}, "n": int(floor["n"])}
-
-
-# ------------------------------------------------------------------------------------------------------ README
-
-
-def readme_section(profile: Profile) -> str:
-    """The verdicts in Markdown, with what they were measured on, for the README."""
-    table = read(profile.results / "tables" / "verdicts.csv")
-    floor, side = calibration(profile).iloc[0], profile.dataset.resolution
-    budget = f"{profile.training.budget_kimg:g} thousand training images a run" if profile.training else "as published"
-    return (
-        f"Measured on {DATA[profile.dataset.name]} ({side}×{side}), {budget}: {floor['metric']} at "
-        f"n = {floor['n']}, lower is better. Two sets of real images differ by {floor['value']:.2f}.\n\n"
-        f"{markdown(table.map(_cell))}"
-    )
-
-
-BEGIN, END = "<!-- verdicts: generated, see CONTRIBUTING.md -->", "<!-- end of verdicts -->"
-
-
-def readme(profile: Profile) -> str:
-    """README.md with its generated section brought up to date."""
-    text = (root() / "README.md").read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}\n\n{readme_section(profile)}\n{END}{after}"

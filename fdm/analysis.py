@@ -1,0 +1,245 @@
+"""What an ablation says: tables of effects, costs, noise and bias, from the measurements of all cells."""
+
+import json
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+
+from fdm import statistics
+from fdm.profiles import SNAPSHOTS, CellParams, Profile
+from fdm.statistics import Interval
+from fdm.study import DATA, SAMPLERS, SIGMA_MAX, frechet, published, published_pair, standard, values
+
+FRAMEWORKS = ("vp", "ve", "edm")
+
+
+def design(profile: Profile) -> pd.DataFrame:
+    """The cells with what they change, and the number of seeds; a multiplier only where it is used."""
+    rows = []
+    for name, cell in profile.cells.items():
+        used = cell.kernel == "fdm" and (cell.framework != "ve" or cell.ve_multiplier == "as derived")
+        rows.append({
+            "cell": name, "framework": cell.framework.upper(), "kernel": cell.kernel,
+            "m": f"{cell.multiplier:g}" if used else "1" if cell.kernel == "fdm" else "",
+            "tau": {"sigma": "linear in sigma", "time": "own time"}[cell.tau] if cell.kernel == "fdm" else "",
+            "warm-up steps": cell.warmup_steps, "seeds": len(profile.seeds),
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+# ------------------------------------------------------------------------------------------------------ effects
+
+
+def comparisons(profile: Profile) -> Iterator[tuple[str, str, str, dict[str, float]]]:
+    """Framework, question, what is compared, and the weight of each cell's log distance in it.
+
+    First, of kernel x warm-up, the main effects (each averaged over the other factor), how much the one changes the
+    other, and the two together; then every further cell against the published method, of which it changes one thing.
+    """
+    for f in FRAMEWORKS:
+        b, bw, k, kw = (f"{f}-{name}" for name in ("baseline", "baseline-warmup", "fdm", "fdm-warmup"))
+        if not {b, bw, k, kw} <= profile.cells.keys():
+            continue
+        yield f, "input scaling", "FDM's c_in / baseline's", {k: 0.5, kw: 0.5, b: -0.5, bw: -0.5}
+        yield f, "warm-up", "with / without", {bw: 0.5, kw: 0.5, b: -0.5, k: -0.5}
+        yield f, "interaction", "warm-up's ratio with FDM's c_in / with baseline's", {kw: 1, k: -1, bw: -1, b: 1}
+        yield f, "both", "published method / baseline", {kw: 1, b: -1}
+        for name, cell in profile.cells.items():
+            if cell.framework == f and name not in (b, bw, k, kw):
+                question, change = _variation(cell, profile.cells[kw])
+                yield f, question, change, {name: 1, kw: -1}
+
+
+def _variation(cell: CellParams, method: CellParams) -> tuple[str, str]:
+    if cell.tau != method.tau:
+        return "tau", "framework's own time / linear in sigma"
+    if cell.warmup_steps != method.warmup_steps:
+        return "warm-up length", f"{cell.warmup_steps} steps / {method.warmup_steps}"
+    base = 1 if method.framework == "ve" else method.multiplier  # as published VE ignores it
+    return "multiplier", f"m = {cell.multiplier:g} / {base:g}"
+
+
+def effects(profile: Profile, rows: pd.DataFrame, durations: tuple[float, ...] = (SNAPSHOTS[0], 1.0)) -> pd.DataFrame:
+    """Every comparison after a quarter and at the end of the training, as a ratio of distances paired by seed.
+
+    Columns: framework, question, compared, training, ratio, low, high (95 %), p, p (Holm), seeds. A ratio below 1 means
+    that what stands first is better. P-values are corrected for the number of rows.
+    """
+    rows, out = standard(profile, rows), []
+    for framework, question, compared, weights in comparisons(profile):
+        for duration in durations:
+            at = {cell: values(rows, cell, "heun", duration, profile.evaluation.duration_nfe) for cell in weights}
+            if len({len(each) for each in at.values()}) > 1:
+                continue
+            logs = sum(weight * np.log(at[cell]) for cell, weight in weights.items())
+            assert isinstance(logs, np.ndarray)
+            ratio = np.exp(statistics.mean(logs))
+            out.append({
+                "framework": framework.upper(), "question": question, "compared": compared,
+                "training": f"{duration:.0%}", "ratio": ratio[0], "low": ratio[1], "high": ratio[2],
+                "p": statistics.p_value(logs), "seeds": len(logs),
+            })  # fmt: skip
+    table = pd.DataFrame(out)
+    table.insert(table.columns.get_loc("p") + 1, "p (Holm)", statistics.holm(table["p"]))
+    return table
+
+
+def cells(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
+    """Mean distance of each cell at each quarter of the training, and the standard deviation over seeds at the end."""
+    rows, out = standard(profile, rows), []
+    for cell in profile.cells:
+        at = {d: values(rows, cell, "heun", d, profile.evaluation.duration_nfe) for d in SNAPSHOTS}
+        means = {f"{d:.0%}": each.mean() for d, each in at.items()}
+        out.append({"cell": cell, **means, "SD over seeds": at[1.0].std(ddof=1), "seeds": len(at[1.0])})
+    return pd.DataFrame(out)
+
+
+def noise_tops(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
+    """The sampler's highest noise level: mean distance at each, and the ratio to that at the published 80, by seed."""
+    rows = rows[(rows["metric"] == frechet(rows)) & (rows["n"] == profile.evaluation.samples)]
+    rows = rows[(rows["latents"] == 0) & (rows["reference"] == 0)]
+    out = []
+    for cell in profile.evaluation.thorough:
+        of = ("heun", 1.0, profile.evaluation.duration_nfe)
+        published_top = values(rows[rows["sigma_max"] == SIGMA_MAX], cell, *of)
+        for top in sorted(rows[rows["cell"] == cell]["sigma_max"].unique()):
+            at = values(rows[rows["sigma_max"] == top], cell, *of)
+            logs = np.log(at / published_top)
+            ratio = np.exp(statistics.mean(logs))
+            out.append({"cell": cell, "sigma_max": top, "distance": at.mean(), "ratio to 80": ratio[0], "low": ratio[1],
+                        "high": ratio[2], "p": statistics.p_value(logs)})  # fmt: skip
+    table = pd.DataFrame(out)
+    table["p (Holm)"] = statistics.holm(table["p"])
+    return table
+
+
+# -------------------------------------------------------------------------------------------------------- costs
+
+
+def _curves(profile: Profile, rows: pd.DataFrame, framework: str, sampler: str, by: str) -> tuple[np.ndarray, ...]:
+    """Costs (c,), and the distances of baseline and published method at them, (seeds, c)."""
+    par = profile.evaluation
+    costs = SNAPSHOTS if by == "duration" else sorted(par.nfe)
+    at = [(cost, par.duration_nfe) if by == "duration" else (1.0, int(cost)) for cost in costs]
+    pair = (
+        np.stack([values(rows, cell, sampler, *where) for where in at], axis=1)
+        for cell in published_pair(profile, framework)
+    )
+    return np.asarray(costs, float), *pair
+
+
+def written(interval: Interval, most: float) -> str:
+    """An interval of a ratio of costs for people; what is infinite is known only to lie above `most`."""
+    value, low, high = (f"> {most:.2f}" if math.isinf(x) else f"{x:.2f}" for x in interval)
+    return f"{value} [{low}, {high}]"
+
+
+def costs(profile: Profile, rows: pd.DataFrame, by: str, targets: tuple[int, ...]) -> pd.DataFrame:
+    """Cost of the published method over the baseline's at equal quality, measured and in the published tables.
+
+    `by` is "duration" (training images, Table 1) or "nfe" (Tables 2 and 3, either sampler); `targets` are the places
+    (negative ones from the end) of the baseline's costs whose quality is to be met. Columns: framework, sampler, the
+    baseline's cost, ratio with its 95 % interval, how it is known, and the published ratio on each data set at the last
+    cost: "> 1" where FDM is not there at the largest published cost, "<=" where it is at the smallest.
+    """
+    rows, out = standard(profile, rows), []
+    samplers = ["heun"] if by == "duration" else list(SAMPLERS)
+    number = {("duration", "heun"): 1, ("nfe", "heun"): 2, ("nfe", "dpm-solver++"): 3}
+    for framework in FRAMEWORKS:
+        for sampler in samplers:
+            cost, base, mine = _curves(profile, rows, framework, sampler, by)
+            for target in targets:
+                ratio, known = statistics.cost_ratio(cost, base, mine, target)
+                row = {
+                    "framework": framework.upper(), "sampler": SAMPLERS[sampler],
+                    "baseline's cost": f"{cost[target]:.0%}" if by == "duration" else f"{cost[target]:g}",
+                    "ratio": ratio.value, "low": ratio.low, "high": ratio.high, "known": known,
+                    "written": written(ratio, cost[-1] / cost[target]),
+                }  # fmt: skip
+                if target == -1:
+                    row |= _published_ratios(number[by, sampler], framework)
+                out.append(row)
+    return pd.DataFrame(out)
+
+
+def _published_ratios(number: int, framework: str) -> dict[str, str]:
+    paper, out = published(number), {}
+    for data, part in paper[paper["framework"] == framework].groupby("dataset", sort=False):
+        column = "duration_mimg" if number == 1 else "nfe"
+        pair = part.pivot(index=column, columns="kernel", values="fid").sort_index()
+        share, known = statistics.share_of_cost(pair.index, pair["baseline"], pair["fdm"])
+        out[f"published, {DATA[str(data)]}"] = "> 1" if known == "never" else f"{'≤ ' * (known != '=')}{share:.2f}"
+    return out
+
+
+# ---------------------------------------------------------------------------------------------- noise and bias
+
+
+def noise(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
+    """What moves a distance: standard deviations over trainings, latents, references, and other things beside them.
+
+    For each thoroughly measured cell at the end of the training: mean distance; standard deviation over seeds (one set
+    of latents, one reference); over sets of latents and over random halves of the real images, each within a network
+    and averaged over seeds as variances; the jackknife's for latents; by how much the best of three sets of latents
+    lies below their mean; and the mean difference between the last two checkpoints, without sign.
+    """
+    fd, par, out = rows[rows["metric"] == frechet(rows)], profile.evaluation, []
+    for cell in par.thorough:
+        mine = fd[(fd["cell"] == cell) & (fd["sampler"] == "heun") & (fd["nfe"] == par.duration_nfe)]
+        mine = mine[(mine["n"] == par.samples) & (mine["sigma_max"] == SIGMA_MAX)]
+        end = mine[mine["duration"] == 1]
+        latents = end[end["reference"] == 0].pivot(index="seed", columns="latents", values="value")
+        references = end[end["latents"] == 0].pivot(index="seed", columns="reference", values="value")
+        first = end[(end["latents"] == 0) & (end["reference"] == 0)].set_index("seed")
+        before = mine[mine["duration"] == SNAPSHOTS[-2]].set_index("seed")["value"]
+        three = latents.iloc[:, :3]
+        out.append({
+            "cell": cell, "distance": first["value"].mean(),
+            "SD, trainings": first["value"].std(), "SD, latents": math.sqrt(latents.var(axis=1).mean()),
+            "SD, references": math.sqrt(references.var(axis=1).mean()),
+            "SD, latents by jackknife": float(((first["high"] - first["low"]) / 2 / JACKKNIFE_T).mean()),
+            "best of three below mean": (three.mean(axis=1) - three.min(axis=1)).mean(),
+            "last two checkpoints": (first["value"] - before).abs().mean(), "seeds": len(first),
+        })  # fmt: skip
+    return pd.DataFrame(out)
+
+
+JACKKNIFE_T = 2.262  # Student's 97.5 % point at 9 degrees of freedom, by which the half width was multiplied
+
+
+def bias(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
+    """Distance against n: the mean over seeds at each n, extrapolated to infinite n, with the interval over seeds.
+
+    The line in 1/n goes through n from that of the tables up. `curvature` is the largest distance of the means from it,
+    as a share: what the extrapolation leaves out. The reference keeps its size, and its own bias.
+    """
+    fd, par, out = rows[rows["metric"] == frechet(rows)], profile.evaluation, []
+    for cell in par.thorough:
+        mine = fd[(fd["cell"] == cell) & (fd["sampler"] == "heun") & (fd["nfe"] == par.duration_nfe)]
+        mine = mine[(mine["duration"] == 1) & (mine["sigma_max"] == SIGMA_MAX) & (mine["latents"] == 0)]
+        table = mine[mine["reference"] == 0].pivot(index="seed", columns="n", values="value")
+        used = table[[n for n in table if n >= par.samples]]
+        limit = statistics.at_infinity(used.columns, used.to_numpy())
+        average = used.mean().to_numpy()
+        inverse = 1 / used.columns.to_numpy(float)
+        fit = limit.mean() + inverse * (inverse @ (average - limit.mean())) / (inverse @ inverse)
+        interval = statistics.mean(limit)
+        out.append({
+            "cell": cell, **{f"n = {n}": value for n, value in table.mean().items()},
+            "n → ∞": interval.value, "low": interval.low, "high": interval.high,
+            "bias at n": average[0] - interval.value, "curvature": float(np.abs(fit / average - 1).max()),
+        })  # fmt: skip
+    return pd.DataFrame(out)
+
+
+def compute(profile: Profile) -> pd.DataFrame:
+    """What each cell took: minutes on the machine that its provenance names, all seeds, training and scoring."""
+    rows = []
+    for cell in profile.cells:
+        about = json.loads((profile.results / "provenance" / f"{cell}.json").read_text(encoding="utf-8"))
+        rows.append(
+            {"cell": cell, "minutes": about["seconds"] / 60, "cores": about["cores"], "device": about["device"]}
+        )
+    return pd.DataFrame(rows)
