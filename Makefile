@@ -3,6 +3,7 @@
 # make lab     open JupyterLab on the notebooks
 # make plan    what PROFILE will cost in hours, memory and disk, and what is missing; trains nothing
 # make doctor  what this machine has, and what each profile can do on it
+# make verify  compare what make repro made of PROFILE, number by number, with what is committed and published
 # make check   validate the parameters of PROFILE and run nothing
 # make venv    set up .venv from requirements.lock (the other targets do that when it is missing or stale)
 # make lock    resolve requirements.lock again from pyproject.toml
@@ -20,7 +21,7 @@ export PYTHONPATH := $(CURDIR)
 export PYTHONDONTWRITEBYTECODE :=
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help repro test lab plan doctor check venv lock clean
+.PHONY: help repro test lab plan doctor verify check venv lock clean
 
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
@@ -45,6 +46,9 @@ check: .venv/ready
 
 plan: .venv/ready
 	@python -m fdm plan --params $(FOLDER)/params.yaml
+
+verify: .venv/ready
+	@python -m fdm verify --params $(FOLDER)/params.yaml
 
 doctor: .venv/ready
 	@python -m fdm doctor

@@ -10,7 +10,7 @@ from fdm.errors import FdmError
 from fdm.files import root, write_text
 from fdm.profiles import Profile
 
-NOTEBOOKS = ["01_kernel", "02_train", "03_evaluate", "04_tables", "06_published_code"]
+NOTEBOOKS = ["01_kernel", "02_train", "03_evaluate", "04_tables", "05_ablations", "06_published_code"]
 
 
 def check(profile: Profile, args: argparse.Namespace) -> None:
@@ -96,11 +96,11 @@ def publish(profile: Profile, args: argparse.Namespace) -> None:
 
 
 def readme(profile: Profile, args: argparse.Namespace) -> None:
-    """Bring the README's table of verdicts up to date with the results."""
-    from fdm import study
+    """Bring the README's table of verdicts up to date with a profile's claims.json; that of the ablations is in use."""
+    from fdm import report
 
     path = root() / "README.md"
-    text = study.readme(profile)
+    text = report.readme(profile)
     if text != path.read_text(encoding="utf-8"):
         write_text(path, text)
         print("README.md: the table of verdicts is brought up to date.")
@@ -122,6 +122,23 @@ def plan(profile: Profile, args: argparse.Namespace) -> None:
     print(plan.report(profile))
 
 
+def verify(profile: Profile, args: argparse.Namespace) -> None:
+    """Compare each number reproduced here with the committed and the published one, and check the files."""
+    from fdm import verify
+
+    text, well = verify.report(profile, args.revision, args.out or root() / "work" / "verify")
+    print(text)
+    if not well:
+        raise FdmError("Not all is as committed; see the lines above and the report.")
+
+
+def explain(profile: Profile, args: argparse.Namespace) -> None:
+    """Say what a cell of a table, or a figure, was made from; without a name, what can be asked."""
+    from fdm import explain
+
+    print(explain.explain(profile, args.name))
+
+
 def doctor(args: argparse.Namespace) -> None:
     """Check the environment, devices, disk, data and DVC, and say what each profile can do here."""
     from fdm import doctor
@@ -132,7 +149,7 @@ def doctor(args: argparse.Namespace) -> None:
         raise FdmError("Something is wrong for the default profile; see the lines above.")
 
 
-COMMANDS = [check, code, prepare, reference, fetch, notebook, cell, publish, readme, plan]
+COMMANDS = [check, code, prepare, reference, fetch, notebook, cell, publish, readme, plan, verify, explain]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -150,6 +167,11 @@ def main(argv: list[str] | None = None) -> int:
             command.add_argument("cell", help="which cell of the profile, such as edm-fdm-warmup")
         if function is fetch:
             command.add_argument("--run", required=True, help="which run of the profile, such as edm-fdm-0")
+        if function is verify:
+            command.add_argument("--revision", default="HEAD", help="of the committed results (HEAD)")
+            command.add_argument("--out", type=Path, help="folder for the report (work/verify)")
+        if function is explain:
+            command.add_argument("name", nargs="?", help="such as 'table1[vp,fdm,100%%]'")
     command = commands.add_parser("import-checkpoint", help=import_checkpoint.__doc__)
     command.add_argument("file", type=Path, help="edm-*.pkl or network-snapshot-*.pkl")
     command.add_argument("--out", type=Path, required=True, help="folder for <name>.safetensors and <name>.json")

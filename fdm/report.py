@@ -1,13 +1,15 @@
 """What the notebooks show: the parameters they ran with, tables with their captions, files for plots."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from IPython.display import Markdown, display
 
-from fdm import study
+from fdm import study, tables
 from fdm.errors import FdmError
-from fdm.files import write_text
+from fdm.files import root, write_json, write_text
 from fdm.profiles import Profile
 from fdm.study import DATA, frechet
 
@@ -91,29 +93,84 @@ def show_table(profile: Profile, number: int, folder: Path) -> None:
         "generated images against real ones. Published: the paper's FID, on other data at another scale; compare the "
         "patterns, not the numbers."
     )
-    table = study.table1(profile) if number == 1 else study.table_nfe(profile, number)
-    study.write_table(table, folder, f"table{number}", caption)
+    table = tables.table1(profile) if number == 1 else tables.table_nfe(profile, number)
+    tables.write_table(table, folder, f"table{number}", caption)
     display(Markdown((folder / f"table{number}.md").read_text(encoding="utf-8")))
 
 
 def show_beside(profile: Profile, folder: Path) -> None:
     """Write each published number with the one measured for it to `folder` and show them."""
-    table = study.beside(profile)
+    table = tables.beside(profile)
     if table.empty:
         display(Markdown("The paper has no number on these data: no cell can be compared with one of the tables."))
         return
     caption = f"The published numbers on {DATA[profile.dataset.name]}, FID, and those measured here."
-    study.write_table(table, folder, "beside", caption)
+    tables.write_table(table, folder, "beside", caption)
     display(Markdown((folder / "beside.md").read_text(encoding="utf-8")))
 
 
-def show_verdicts(profile: Profile, folder: Path) -> None:
-    """Write the verdicts to `folder` and show them."""
-    table = study.verdicts(profile)
-    if table.empty:
-        display(Markdown("No framework of this profile has both kernels: no verdict."))
-    study.write_table(table, folder, "verdicts", f"Verdicts on the claims, profile {profile.profile}.")
-    display(Markdown((folder / "verdicts.md").read_text(encoding="utf-8")))
+def _around(number: dict[str, float | None], digits: int = 2) -> str:
+    """An estimate with its interval; without one where there are too few seeds."""
+    ends = "" if number["low"] is None else f" [{number['low']:.{digits}f}, {number['high']:.{digits}f}]"
+    return f"{number['value']:.{digits}f}{ends}"
+
+
+def deciding(claim: dict[str, Any]) -> str:
+    """The numbers that decide a claim of claims.json, in one line."""
+    numbers = claim["numbers"]
+    if claim["claim"] == "C1":
+        return f"largest difference of the two steps {numbers['largest difference']:.0e}"
+    if claim["claim"] == "C2":
+        falls, fastest, first, least, critical = numbers.values()
+        return (
+            f"falls without changing sign: {'yes' if falls else 'no'}; decays fastest in the end at a damping ratio of "
+            f"{fastest:g}; first below 1 % at {first:g} (at time {least:.1f}; critical {critical:.1f})"
+        )
+    if claim["claim"] == "C5":
+        kernels = [key for key in numbers if key.startswith("ratio")]
+        parts = [f"{key.removeprefix('ratio with ')} {_around(numbers[key])}" for key in kernels]
+        return "ratio of distances, with / without, at 25 % of the training: " + ", ".join(parts)
+    mean, difference = numbers["mean"], numbers["difference from baseline, full"]
+    return (
+        f"baseline {mean['baseline, full']:.1f} (floor {numbers['floor']:.1f}); from it: FDM at reduced cost "
+        f"{_around(difference['FDM, reduced'], 1)}, at full cost {_around(difference['FDM, full'], 1)}, baseline at "
+        f"reduced cost {_around(difference['baseline, reduced'], 1)}; margin {numbers['margin']:.1f}"
+    )
+
+
+def claims_table(told: dict[str, Any]) -> pd.DataFrame:
+    """What claims.json tells as a table: claim, for what, verdict, what decides it."""
+    return pd.DataFrame([
+        {"claim": f"{each['claim']} {study.CLAIMS[each['claim']]}", "for": each["subject"],
+         "verdict": f"**{each['verdict']}**", "what decides it": deciding(each)}
+        for each in told["claims"]
+    ])  # fmt: skip
+
+
+def scale(told: dict[str, Any]) -> str:
+    """The scale that the verdicts of claims.json hold for, in a sentence."""
+    about = told["scale"]
+    budget = f"{about['kimg']:g} thousand training images a run" if about["kimg"] else "published networks"
+    seeds = "one training of each model" if about["seeds"] == 1 else f"{about['seeds']} trainings of each model"
+    return (
+        f"{about['data']} ({about['resolution']}×{about['resolution']}), {budget}, {seeds}, {about['metric']} at "
+        f"n = {about['n']}, lower is better; in brackets 95 % intervals over trainings."
+    )
+
+
+def show_claims(profile: Profile, folder: Path) -> None:
+    """Write claims.json, and the verdicts as a table to `folder`, and show them."""
+    told = study.claims(profile)
+    write_json(profile.results / "claims.json", told)
+    text = f"Verdicts on the claims. {scale(told)}\n\n{tables.markdown(claims_table(told))}"
+    write_text(folder / "verdicts.md", text)
+    display(Markdown(text))
+
+
+def show(table: pd.DataFrame, folder: Path, name: str, caption: str, hidden: tuple[str, ...] = ()) -> None:
+    """Write a table as <name>.csv, .md and .tex to `folder` and show it; the CSV has the `hidden` columns too."""
+    tables.write_table(table, folder, name, caption, hidden)
+    display(Markdown((folder / f"{name}.md").read_text(encoding="utf-8")))
 
 
 def write_plots(profile: Profile, rows: pd.DataFrame, losses: pd.DataFrame) -> None:
@@ -123,9 +180,9 @@ def write_plots(profile: Profile, rows: pd.DataFrame, losses: pd.DataFrame) -> N
     heun = rows[(rows["metric"] == name) & (rows["sampler"] == "heun")]
     at_nfe = heun[heun["nfe"] == profile.evaluation.duration_nfe]
     curves = {
-        "quality_by_duration": study.wide(at_nfe, ["kimg"]).assign(Real=floor),
-        "quality_by_nfe": study.wide(heun[heun["duration"] == 1].sort_values("nfe"), ["nfe"]).assign(Real=floor),
-        "loss": study.wide(losses.assign(kimg=losses["images"] / 1000, value=losses["loss"]), ["kimg"]),
+        "quality_by_duration": tables.wide(at_nfe, ["kimg"]).assign(Real=floor),
+        "quality_by_nfe": tables.wide(heun[heun["duration"] == 1].sort_values("nfe"), ["nfe"]).assign(Real=floor),
+        "loss": tables.wide(losses.assign(kimg=losses["images"] / 1000, value=losses["loss"]), ["kimg"]),
     }
     for key, table in curves.items():
         write_text(folder / f"{key}.csv", table.to_csv(index=False))
@@ -170,3 +227,16 @@ def by_norm(kept: dict[tuple[str, str], dict]) -> pd.DataFrame:
             "correlation": pd.Series(norm.numpy()).corr(pd.Series(white.numpy()), method="spearman"),
         }
     return pd.DataFrame(rows).T.round(2)
+
+
+# ------------------------------------------------------------------------------------------------------ README
+
+BEGIN, END = "<!-- verdicts: generated, see CONTRIBUTING.md -->", "<!-- end of verdicts -->"
+
+
+def readme(profile: Profile) -> str:
+    """README.md with its section of verdicts as the claims.json of this profile tells them."""
+    told = json.loads((profile.results / "claims.json").read_text(encoding="utf-8"))
+    before, rest = (root() / "README.md").read_text(encoding="utf-8").split(BEGIN)
+    section = f"{scale(told)[0].upper()}{scale(told)[1:]}\n\n{tables.markdown(claims_table(told))}"
+    return f"{before}{BEGIN}\n\n{section}\n{END}{rest.split(END)[1]}"

@@ -1,4 +1,4 @@
-"""From measurements to the paper's tables and to verdicts, by rules written down before looking.
+"""What was measured, and the verdicts on the paper's claims, by rules written down before looking.
 
 But for one: that a baseline which has not learnt decides nothing was added when VE's was seen, with one seed.
 
@@ -6,6 +6,7 @@ The published numbers are FID on other data sets at another scale; they stand be
 table, in rows of their own, and are compared with them nowhere.
 """
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,27 +16,22 @@ import pandas as pd
 
 from fdm import kernels, statistics
 from fdm.errors import FdmError
-from fdm.files import root, write_text
+from fdm.files import root
 from fdm.profiles import SNAPSHOTS, Profile
 from fdm.statistics import Interval
 
 MODELS = [(framework, kernel) for framework in ("vp", "ve", "edm") for kernel in ("baseline", "fdm")]
-KEYS = ["source", "data", "metric", "n"]
 DATA = {
     "digits": "digits", "fashion-mnist": "Fashion-MNIST", "cifar10": "CIFAR-10", "ffhq": "FFHQ", "afhqv2": "AFHQv2",
     "folder": "own images",
 }  # fmt: skip
 SAMPLERS = {"heun": "Heun", "dpm-solver++": "DPM-Solver++"}
 SIGMA_MAX = 80.0  # where the published sampling starts
-PUBLISHED_MIMG = (50, 100, 150, 200)
 
 
 def label(framework: str, kernel: str) -> str:
     """A model as the paper writes it: EDM, EDM-FDM."""
     return framework.upper() + ("-FDM" if kernel == "fdm" else "")
-
-
-COLUMNS = [label(*model) for model in MODELS]
 
 
 def read(path: Path) -> pd.DataFrame:
@@ -115,140 +111,6 @@ def frechet(rows: pd.DataFrame) -> str:
     return rows["metric"].iloc[0]
 
 
-def wide(rows: pd.DataFrame, index: list[str]) -> pd.DataFrame:
-    """Models as columns, in one order; several seeds are averaged; a model without measurement stays empty."""
-    rows = rows.assign(model=[label(f, k) for f, k in zip(rows["framework"], rows["kernel"], strict=True)])
-    table = rows.pivot_table(index=index, columns="model", values="value", aggfunc="mean", sort=False)
-    return table.reindex(columns=COLUMNS).reset_index()
-
-
-def _table(profile: Profile, measured: pd.DataFrame, paper: pd.DataFrame, by: str) -> pd.DataFrame:
-    """Measured rows, the calibration row, published rows."""
-    floor = calibration(profile).iloc[0]
-    data = DATA[profile.dataset.name]
-    mine = wide(measured.assign(source="measured", data=data), [*KEYS, by])
-    real = {"source": "calibration", "data": data, "metric": floor["metric"], "n": floor["n"],
-            by: "real against real", "Real": floor["value"]}  # fmt: skip
-    paper = paper.rename(columns={"fid": "value"}).assign(source="published", metric="FID", n=50000)
-    paper["data"] = paper["dataset"].map(DATA)
-    parts = [mine, pd.DataFrame([real]), wide(paper, [*KEYS, by])]
-    return pd.concat(parts)[[*KEYS, by, *COLUMNS, "Real"]].reset_index(drop=True)
-
-
-def table1(profile: Profile) -> pd.DataFrame:
-    """Quality against training duration, at one NFE; rows by source, columns the six models."""
-    rows = measurements(profile)
-    name, par = frechet(rows), profile.evaluation
-    rows = rows[(rows["metric"] == name) & (rows["sampler"] == "heun") & (rows["nfe"] == par.duration_nfe)]
-    rows = rows.assign(
-        training=[f"{d:.0%} ({k:.3g} kimg)" for d, k in zip(rows["duration"], rows["kimg"], strict=True)]
-    )
-    paper = published(1)
-    paper["training"] = [f"{mimg / PUBLISHED_MIMG[-1]:.0%} ({mimg} Mimg)" for mimg in paper["duration_mimg"]]
-    return _table(profile, rows, paper, "training")
-
-
-def table_nfe(profile: Profile, number: int) -> pd.DataFrame:
-    """Quality of the fully trained models against NFE: number 2 for EDM's sampler, 3 for DPM-Solver++."""
-    rows = measurements(profile)
-    sampler = {2: "heun", 3: "dpm-solver++"}[number]
-    rows = rows[(rows["metric"] == frechet(rows)) & (rows["sampler"] == sampler) & (rows["duration"] == 1)]
-    paper = published(number)
-    # The figure has the low NFE; the paper's tables do not.
-    rows = rows[rows["nfe"].isin(paper["nfe"]) | (len(set(rows["nfe"]) & set(paper["nfe"])) == 0)]
-    return _table(profile, rows, paper, "nfe").rename(columns={"nfe": "NFE"})
-
-
-def beside(profile: Profile) -> pd.DataFrame:
-    """Each published cell of Tables 1 to 3 that is of this profile's data, with what was measured for it.
-
-    Columns: table, model, training (Mimg), sampler, NFE, published, measured, difference, n. Empty for data that the
-    paper does not have, and for another distance than FID; a cell without measurement stays empty.
-    """
-    rows = measurements(profile)
-    columns = ["table", "model", "training", "sampler", "NFE", "published", "measured", "difference", "n"]
-    if frechet(rows) != "FID":
-        return pd.DataFrame(columns=columns)
-    parts = []
-    for number in (1, 2, 3):
-        paper = published(number)
-        paper = paper[paper["dataset"] == profile.dataset.name].assign(table=number)
-        if number == 1:
-            paper = paper.assign(sampler="heun", nfe=profile.evaluation.duration_nfe)
-        else:
-            paper = paper.assign(sampler={2: "heun", 3: "dpm-solver++"}[number], duration_mimg=PUBLISHED_MIMG[-1])
-        parts.append(paper)
-    measured = rows[rows["metric"] == "FID"].assign(duration_mimg=rows["kimg"] / 1000)
-    keys = ["framework", "kernel", "duration_mimg", "sampler", "nfe"]
-    measured = measured.groupby(keys, as_index=False)[["value", "n"]].mean()
-    table = pd.concat(parts).astype({"duration_mimg": float}).merge(measured, on=keys, how="left")
-    table["model"] = [label(*model) for model in zip(table["framework"], table["kernel"], strict=True)]
-    table["difference"] = table["value"] - table["fid"]
-    names = {"duration_mimg": "training", "nfe": "NFE", "fid": "published", "value": "measured"}
-    return table.rename(columns=names)[columns]
-
-
-def write_table(table: pd.DataFrame, folder: Path, name: str, caption: str) -> None:
-    """Write one table as <name>.csv, in full precision, and as .md and .tex, to be read."""
-    write_text(folder / f"{name}.csv", table.to_csv(index=False))
-    text = table.map(_cell)
-    write_text(folder / f"{name}.md", f"{caption}\n\n{markdown(text)}")
-    escaped = text.map(lambda s: s.replace("%", r"\%")).rename(columns=lambda s: s.replace("%", r"\%"))
-    write_text(
-        folder / f"{name}.tex",
-        escaped.to_latex(index=False, caption=caption.replace("%", r"\%"), label=f"tab:{name}", position="ht"),
-    )
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    if pd.isna(value):
-        return ""
-    return f"{value:,}" if isinstance(value, int) else f"{value:.2f}"
-
-
-def markdown(text: pd.DataFrame) -> str:
-    """A table of strings in Markdown, numbers to the right."""
-    head = "| " + " | ".join(text.columns) + " |"
-    rule = (
-        "| "
-        + " | ".join(
-            "---" if name in (*KEYS[:3], "training", "claim", "framework", "verdict") else "---:"
-            for name in text.columns
-        )
-        + " |"
-    )
-    rows = ["| " + " | ".join(row) + " |" for row in text.itertuples(index=False)]
-    return "\n".join([head, rule, *rows]) + "\n"
-
-
-# ------------------------------------------------------------------------------------------- the published tables
-
-
-def published_costs() -> pd.DataFrame:
-    """`share_of_cost` of each pair in the paper's three tables: table, data, framework, share, known."""
-    rows = []
-    for number, cost in ((1, "duration_mimg"), (2, "nfe"), (3, "nfe")):
-        for (data, framework), part in published(number).groupby(["dataset", "framework"], sort=False):
-            pair = part.pivot(index=cost, columns="kernel", values="fid").sort_index()
-            share, known = statistics.share_of_cost(pair.index, pair["baseline"], pair["fdm"])
-            rows.append({"table": number, "data": DATA[data], "framework": framework.upper(), "share": share,
-                         "known": known})  # fmt: skip
-    return pd.DataFrame(rows)
-
-
-def published_loss_by_nfe() -> pd.DataFrame:
-    """How much FID grows, in Tables 2 and 3, from the most evaluations to the fewest: a ratio for each model.
-
-    A model that needs fewer steps has a smaller ratio, however good it is at many steps.
-    """
-    parts = [published(number).assign(table=number) for number in (2, 3)]
-    wide_table = pd.concat(parts).pivot(index=["table", "framework", "kernel"], columns="nfe", values="fid")
-    ratio = wide_table[min(wide_table)] / wide_table[max(wide_table)]
-    return ratio.unstack("kernel").rename_axis(columns=None)
-
-
 # ---------------------------------------------------------------------------------------------------- verdicts
 
 CLAIMS = {
@@ -319,6 +181,11 @@ def judge_warmup(fdm: Interval, fdm_p: float, baseline: Interval, baseline_p: fl
     return "not reproduced" if fdm.low > NEGLIGIBLE else "undecided"
 
 
+def _finite(numbers: dict[str, float]) -> dict[str, float | None]:
+    """Numbers for a JSON file, which has no NaN: what is not known is empty."""
+    return {key: None if math.isnan(value) else value for key, value in numbers.items()}
+
+
 def _claim(key: str, subject: str, verdict: str, numbers: dict[str, Any]) -> dict[str, Any]:
     return {"claim": key, "subject": subject, "verdict": verdict, "numbers": numbers}
 
@@ -331,9 +198,9 @@ def claims_of_kernel() -> list[dict[str, Any]]:
     stay below 1 %. Reproduced when all hold, partly when some do. Times are in units of the undamped oscillator.
     """
     rng = np.random.default_rng(0)
-    x, eps = rng.normal(size=(2, 10_000))
-    alpha, beta = rng.uniform(0.5, 1, 10_000), rng.uniform(0, 1, 10_000)
-    error = float(np.abs(kernels.sgd_step(x, eps, alpha, beta) - (alpha * x + beta * eps)).max())
+    x, eps = rng.normal(size=(2, 100))
+    pairs = zip(rng.uniform(0.5, 1, 100).tolist(), rng.uniform(0, 1, 100).tolist(), strict=True)  # alpha, beta
+    error = max(float(np.abs(kernels.sgd_step(x, eps, a, b) - (a * x + b * eps)).max()) for a, b in pairs)
     tau, damping = np.linspace(0, 40, 4001), np.round(np.arange(0.05, 3.001, 0.01), 2)
     critical = kernels.oscillator(tau, 1.0)
     settled = [float(tau[np.flatnonzero(np.abs(kernels.oscillator(tau, z)) >= 0.01)[-1]]) for z in damping]
@@ -385,18 +252,17 @@ def claims(profile: Profile) -> dict[str, Any]:
             numbers = {
                 "seeds": len(pair.base_full),
                 "mean": {name: float(each.mean()) for name, each in means.items()},
-                "difference from baseline, full": {name: each._asdict() for name, each in differences.items()},
+                "difference from baseline, full": {name: _finite(each._asdict()) for name, each in differences.items()},
                 "margin": margin,
                 "floor": float(floor["value"]),
             }
             out.append(_claim(claim, subject, verdict, numbers))
     out += _claims_of_warmup(profile, rows, frameworks)
-    run = next(iter(profile.runs.values()))
     scale = {
         "data": DATA[profile.dataset.name], "resolution": profile.dataset.resolution, "metric": frechet(rows),
         "n": int(floor["n"]), "kimg": profile.training.budget_kimg if profile.training else None,
         "seeds": int(rows["seed"].nunique()), "warmup_steps": max(r.warmup_steps for r in profile.runs.values()),
-        "device": rows["device"].iloc[0], "published networks": run.checkpoint is not None,
+        "published networks": profile.published,
     }  # fmt: skip
     return {"profile": profile.profile, "rules": "fdm/study.py", "scale": scale, "claims": out}
 
@@ -418,20 +284,9 @@ def _claims_of_warmup(profile: Profile, rows: pd.DataFrame, frameworks: list[str
             args = ratio["fdm"], p[framework, "fdm"], ratio["baseline"], p[framework, "baseline"]
             seeds = len(logs[framework, "fdm"])
             numbers = {"seeds": seeds} | {
-                f"ratio with {label(framework, k)}'s kernel": ratio[k]._asdict() | {"p": p[framework, k]} for k in ratio
+                f"ratio with {label(framework, k)}'s kernel": _finite(ratio[k]._asdict() | {"p": p[framework, k]})
+                for k in ratio
             }
             verdict = judge_warmup(*args) if seeds >= SEEDS else "undecided"
             out.append(_claim("C5", framework.upper(), verdict, numbers))
     return out
-
-
-def summary(profile: Profile) -> dict[str, Any]:
-    """The headline numbers for `dvc metrics show`: Frechet distance of each model at full cost, and the floor."""
-    rows = measurements(profile)
-    rows = rows[(rows["metric"] == frechet(rows)) & (rows["sampler"] == "heun") & (rows["duration"] == 1)]
-    rows = rows[rows["nfe"] == profile.evaluation.duration_nfe]
-    floor = calibration(profile).iloc[0]
-    models = {
-        label(*key): float(group["value"].mean()) for key, group in rows.groupby(["framework", "kernel"], sort=False)
-    }
-    return {frechet(rows): {**models, "real against real": float(floor["value"])}, "n": int(floor["n"])}

@@ -1,6 +1,7 @@
 """Tables and verdicts from made-up measurements, and the published numbers as the paper has them."""
 
 import itertools
+import json
 import math
 
 import numpy as np
@@ -8,8 +9,8 @@ import pandas as pd
 import pytest
 from safetensors.numpy import save_file
 
-from fdm import evaluation, plots, report
-from fdm import study as tables
+from fdm import evaluation, plots, report, statistics, tables
+from fdm import study as measured_study
 from fdm.errors import FdmError
 from fdm.profiles import find
 
@@ -43,7 +44,9 @@ def measured(profile, metric="FD(EfficientNet-Lite0)", kimg=60):
                 )
             )
             for key in (metric, "KID", "precision", "recall"):
-                rows.append(context | {"metric": key, "value": value, "n": 500, "n_reference": 898})
+                rows.append(
+                    context | {"metric": key, "value": value, "n": profile.evaluation.samples, "n_reference": 898}
+                )
         folder = profile.results / "runs" / name
         (folder / "training" / "plots" / "metrics").mkdir(parents=True)
         pd.DataFrame(rows).to_csv(folder / "measurements.csv", index=False)
@@ -76,7 +79,7 @@ def test_table_1_has_every_measurement_in_its_place_and_the_papers_beside(profil
     assert list(table["source"]) == ["measured"] * 4 + ["calibration"] + ["published"] * 12
     half = cell(table, source="measured", training="50% (30 kimg)")
     assert half["VE-FDM"].item() == pytest.approx(4050.25)
-    assert half["n"].item() == 500
+    assert half["n"].item() == 300
     assert cell(table, source="calibration")["Real"].item() == 6
     assert cell(table, source="calibration")[tables.COLUMNS].isna().all(axis=None)
     paper = cell(table, source="published", data="FFHQ", training="25% (50 Mimg)")
@@ -100,7 +103,7 @@ def test_every_published_number_is_in_the_tables(profile):
         (3, tables.table_nfe(profile, 3)),
     ]:
         mine = cell(table, source="published")[tables.COLUMNS].to_numpy().ravel()
-        assert sorted(mine) == sorted(tables.published(number)["fid"])
+        assert sorted(mine) == sorted(measured_study.published(number)["fid"])
 
 
 def test_tables_are_written_in_three_forms_with_empty_cells_where_nothing_was_measured(profile, tmp_path):
@@ -122,43 +125,36 @@ def test_tables_are_written_in_three_forms_with_empty_cells_where_nothing_was_me
     assert r"50 \%" in tex
 
 
-@pytest.mark.parametrize(
-    ("numbers", "verdict"),
-    [
-        ((10, 10, 5, 5), "undecided"),  # the baseline does as well at the reduced cost
-        ((20, 10, 10.5, 9), "reproduced"),
-        ((20, 10, 15, 8), "partly"),
-        ((90, 30, 15, 8), "undecided"),  # the baseline has not learnt
-        ((20, 10, 15, 10), "not reproduced"),
-        ((20, 10, 25, 12), "not reproduced"),
-    ],
-)
-def test_the_rule_of_the_verdicts(numbers, verdict):
-    assert tables.judge(*numbers, margin=1.0, floor=2.0) == verdict
-
-
-def test_verdicts_compare_the_costs_that_they_name(profile):
-    table = tables.verdicts(profile)
-    assert len(table) == 6
-    row = cell(table, claim="C3 half the training", framework="VP")
-    assert row["baseline, reduced"].item() == pytest.approx(1050.25)
-    assert row["FDM, full"].item() == pytest.approx(2100.25)
-    assert row["margin"].item() == 1.5
-    row = cell(table, claim="C4 a third of the steps", framework="EDM")
-    assert row["baseline, reduced"].item() == pytest.approx(5100.25)
-    assert row["baseline, full"].item() == pytest.approx(5100.79)
+def test_one_training_of_each_model_decides_nothing_but_formulas(profile):
+    told = measured_study.claims(profile)
+    verdicts = {(each["claim"], each["subject"]): each for each in told["claims"]}
+    assert len(verdicts) == 2 + 3 + 6
+    assert verdicts["C1", "formula"]["verdict"] == "reproduced"
+    assert verdicts["C2", "formula"]["verdict"] == "partly"
+    assert {each["verdict"] for each in told["claims"][2:]} == {"undecided"}
+    numbers = verdicts["C3", "VP"]["numbers"]
+    assert numbers["mean"]["baseline, reduced"] == pytest.approx(1050.25)
+    assert numbers["mean"]["FDM, full"] == pytest.approx(2100.25)
+    assert numbers["margin"] == 1.5
+    numbers = verdicts["C4", "EDM, Heun"]["numbers"]
+    assert numbers["mean"]["baseline, reduced"] == pytest.approx(5100.25)
+    assert numbers["mean"]["baseline, full"] == pytest.approx(5100.79)
     only = profile.model_copy(update={"runs": {"vp-fdm-0": profile.runs["vp-fdm-0"]}})
-    assert tables.verdicts(only).empty
+    assert {each["claim"] for each in measured_study.claims(only)["claims"]} == {"C1", "C2"}
+    report.show_claims(profile, profile.results / "tables")
+    kept = json.loads((profile.results / "claims.json").read_text(), parse_constant=pytest.fail)
+    assert kept == told
+    assert "| C3 " in (profile.results / "tables" / "verdicts.md").read_text()
 
 
 def test_reports_and_figures_are_the_same_bytes_each_time(profile, tmp_path):
     plots.use_style()
-    rows, floor = tables.measurements(profile), tables.calibration(profile).iloc[0]
+    rows, floor = measured_study.measurements(profile), measured_study.calibration(profile).iloc[0]
     pictures = report.pictures(profile)
     figures = {
         "duration": lambda: plots.quality_by_duration(rows, floor, 25),
         "nfe": lambda: plots.quality_by_nfe(rows, floor),
-        "loss": lambda: plots.loss_curves(tables.losses(profile)),
+        "loss": lambda: plots.loss_curves(measured_study.losses(profile)),
         "samples": lambda: plots.sample_grids({model: part["grid"] for model, part in pictures.items()}),
         "paths": lambda: plots.trajectories({model: part["trajectory"] for model, part in pictures.items()}),
     }
@@ -166,7 +162,7 @@ def test_reports_and_figures_are_the_same_bytes_each_time(profile, tmp_path):
         plots.save(draw(), tmp_path / again, name)
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
-    report.write_plots(profile, rows, tables.losses(profile))
+    report.write_plots(profile, rows, measured_study.losses(profile))
     curve = pd.read_csv(profile.results / "plots" / "quality_by_nfe.csv")
     assert list(curve["nfe"]) == sorted(profile.evaluation.nfe)
     levels = report.noise_levels(profile, "edm-fdm-0")
@@ -176,7 +172,7 @@ def test_reports_and_figures_are_the_same_bytes_each_time(profile, tmp_path):
 def test_a_damaged_measurement_is_named(profile):
     (profile.results / "runs" / "vp-fdm-0" / "measurements.csv").write_bytes(b"")
     with pytest.raises(FdmError, match=r"vp-fdm-0/measurements.csv is damaged .* measure it again"):
-        tables.measurements(profile)
+        measured_study.measurements(profile)
     (profile.results / "runs" / "vp-fdm-0" / "pictures.safetensors").write_bytes(b"1")
     with pytest.raises(FdmError, match=r"pictures.safetensors is missing or damaged"):
         report.pictures(profile)
@@ -186,12 +182,12 @@ def test_the_cost_of_equal_quality_is_where_the_curves_say():
     cost = [50, 100, 200]
     # FDM's curve is the baseline's at twice the speed, on straight lines in the logarithms: half the cost.
     baseline, fdm = [8 / c for c in cost], [4 / c for c in cost]
-    share, known = tables.share_of_cost(cost, baseline, fdm)
+    share, known = statistics.share_of_cost(cost, baseline, fdm)
     assert share == pytest.approx(0.5)
     assert known == "="
-    assert tables.share_of_cost(cost, baseline, baseline) == (pytest.approx(1.0), "=")
-    assert tables.share_of_cost(cost, [3, 2, 1], [1, 1, 1]) == (0.25, "at most")
-    share, known = tables.share_of_cost(cost, [3, 2, 1], [4, 3, 2])
+    assert statistics.share_of_cost(cost, baseline, baseline) == (pytest.approx(1.0), "=")
+    assert statistics.share_of_cost(cost, [3, 2, 1], [1, 1, 1]) == (0.25, "at most")
+    share, known = statistics.share_of_cost(cost, [3, 2, 1], [4, 3, 2])
     assert math.isnan(share)
     assert known == "never"
 
@@ -225,11 +221,10 @@ def test_published_cells_stand_beside_what_was_measured_for_them(study):
 
 def test_of_published_networks_there_are_verdicts_on_steps_alone_and_no_losses(study):
     profile = measured(find("published-checkpoints"), "FID", kimg=200_000)
-    table = tables.verdicts(profile)
-    assert set(table["claim"]) == {"C4 a third of the steps"}
-    assert len(table) == 3
-    assert tables.losses(profile).empty
-    report.write_plots(profile, tables.measurements(profile), tables.losses(profile))
+    claims = [each["claim"] for each in measured_study.claims(profile)["claims"]]
+    assert claims == ["C1", "C2", *["C4"] * 6]
+    assert measured_study.losses(profile).empty
+    report.write_plots(profile, measured_study.measurements(profile), measured_study.losses(profile))
 
 
 def test_other_data_than_the_papers_have_no_published_cell(profile, capsys):
