@@ -1,6 +1,5 @@
 """What an ablation says: tables of effects, costs, noise and bias, from the measurements of all cells."""
 
-import json
 import math
 from collections.abc import Iterator
 
@@ -87,29 +86,34 @@ def effects(profile: Profile, rows: pd.DataFrame, durations: tuple[float, ...] =
 
 
 def cells(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
-    """Mean distance of each cell at each quarter of the training, and the standard deviation over seeds at the end."""
+    """Mean distance of each cell at each quarter of the training, and standard deviations over seeds."""
     rows, out = standard(profile, rows), []
     for cell in profile.cells:
         at = {d: values(rows, cell, "heun", d, profile.evaluation.duration_nfe) for d in SNAPSHOTS}
         means = {f"{d:.0%}": each.mean() for d, each in at.items()}
-        out.append({"cell": cell, **means, "SD over seeds": at[1.0].std(ddof=1), "seeds": len(at[1.0])})
+        spread = {f"SD, {d:.0%}": at[d].std(ddof=1) for d in (SNAPSHOTS[0], 1.0)}
+        out.append({"cell": cell, **means, **spread, "seeds": len(at[1.0])})
     return pd.DataFrame(out)
 
 
-def noise_tops(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
+def tops(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
+    """Frechet distances of the last networks of thorough cells from every highest noise level of the sampler."""
+    par = profile.evaluation
+    rows = rows[(rows["metric"] == frechet(rows)) & (rows["n"] == par.samples) & rows["cell"].isin(par.thorough)]
+    rows = rows[(rows["latents"] == 0) & (rows["reference"] == 0) & (rows["duration"] == 1)]
+    return rows[(rows["sampler"] == "heun") & (rows["nfe"] == par.duration_nfe)]
+
+
+def highest_noise(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
     """The sampler's highest noise level: mean distance at each, and the ratio to that at the published 80, by seed."""
-    rows = rows[(rows["metric"] == frechet(rows)) & (rows["n"] == profile.evaluation.samples)]
-    rows = rows[(rows["latents"] == 0) & (rows["reference"] == 0)]
-    out = []
+    rows, out = tops(profile, rows), []
     for cell in profile.evaluation.thorough:
-        of = ("heun", 1.0, profile.evaluation.duration_nfe)
-        published_top = values(rows[rows["sigma_max"] == SIGMA_MAX], cell, *of)
-        for top in sorted(rows[rows["cell"] == cell]["sigma_max"].unique()):
-            at = values(rows[rows["sigma_max"] == top], cell, *of)
-            logs = np.log(at / published_top)
+        table = rows[rows["cell"] == cell].pivot(index="seed", columns="sigma_max", values="value")
+        for top, at in table.items():
+            logs = np.log(at / table[SIGMA_MAX]).to_numpy()
             ratio = np.exp(statistics.mean(logs))
-            out.append({"cell": cell, "sigma_max": top, "distance": at.mean(), "ratio to 80": ratio[0], "low": ratio[1],
-                        "high": ratio[2], "p": statistics.p_value(logs)})  # fmt: skip
+            known = {"ratio to 80": ratio[0], "low": ratio[1], "high": ratio[2], "p": statistics.p_value(logs)}
+            out.append({"cell": cell, "sigma_max": top, "distance": at.mean(), **(known if top != SIGMA_MAX else {})})
     table = pd.DataFrame(out)
     table["p (Holm)"] = statistics.holm(table["p"])
     return table
@@ -130,10 +134,10 @@ def _curves(profile: Profile, rows: pd.DataFrame, framework: str, sampler: str, 
     return np.asarray(costs, float), *pair
 
 
-def written(interval: Interval, most: float) -> str:
-    """An interval of a ratio of costs for people; what is infinite is known only to lie above `most`."""
+def written(interval: Interval, known: str, most: float) -> str:
+    """A ratio of costs with its interval for people; what is infinite is known only to lie above `most`."""
     value, low, high = (f"> {most:.2f}" if math.isinf(x) else f"{x:.2f}" for x in interval)
-    return f"{value} [{low}, {high}]"
+    return f"{'≤ ' * (known == 'at most')}{value} [{low}, {high}]"
 
 
 def costs(profile: Profile, rows: pd.DataFrame, by: str, targets: tuple[int, ...]) -> pd.DataFrame:
@@ -156,7 +160,7 @@ def costs(profile: Profile, rows: pd.DataFrame, by: str, targets: tuple[int, ...
                     "framework": framework.upper(), "sampler": SAMPLERS[sampler],
                     "baseline's cost": f"{cost[target]:.0%}" if by == "duration" else f"{cost[target]:g}",
                     "ratio": ratio.value, "low": ratio.low, "high": ratio.high, "known": known,
-                    "written": written(ratio, cost[-1] / cost[target]),
+                    "written": written(ratio, known, cost[-1] / cost[target]),
                 }  # fmt: skip
                 if target == -1:
                     row |= _published_ratios(number[by, sampler], framework)
@@ -234,12 +238,13 @@ def bias(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(out)
 
 
-def compute(profile: Profile) -> pd.DataFrame:
-    """What each cell took: minutes on the machine that its provenance names, all seeds, training and scoring."""
-    rows = []
-    for cell in profile.cells:
-        about = json.loads((profile.results / "provenance" / f"{cell}.json").read_text(encoding="utf-8"))
-        rows.append(
-            {"cell": cell, "minutes": about["seconds"] / 60, "cores": about["cores"], "device": about["device"]}
-        )
-    return pd.DataFrame(rows)
+def spent(profile: Profile, rows: pd.DataFrame) -> pd.Series:
+    """What the ablation computed: trainings, training images, samples, and network evaluations for them."""
+    sets = rows[(rows["metric"] == frechet(rows)) & (rows["reference"] == 0)]
+    sets = sets.groupby(["run", "duration", "sampler", "nfe", "sigma_max"], as_index=False)["n"].agg(["max", "size"])
+    # One set of samples has a row; those of the metric's noise, many of the first again, one for each part.
+    samples = sets["max"] + profile.evaluation.samples * (sets["size"] > 1)
+    images = rows.groupby("run")["kimg"].max().sum() * 1000
+    numbers = {"trainings": rows["run"].nunique(), "training images": round(images), "samples": int(samples.sum()),
+               "evaluations for them": int((samples * sets["nfe"]).sum())}  # fmt: skip
+    return pd.Series(numbers, name="number")

@@ -64,8 +64,11 @@ def _lines(ax: Axes, rows: pd.DataFrame, x: str, y: str = "value", **kwargs: Any
     for framework, kernel in MODELS:
         part = rows[(rows["framework"] == framework) & (rows["kernel"] == kernel)]
         if len(part):
-            line = part.groupby(x)[y].mean()
+            seeds = part.groupby(x)[y]
+            line = seeds.mean()
             ax.plot(line.index, line.to_numpy(), **(style(framework, kernel) | kwargs))
+            if part["seed"].nunique() > 1:  # what the trainings lie between
+                ax.fill_between(line.index, seeds.min(), seeds.max(), color=COLOUR[framework], alpha=0.15, lw=0)
 
 
 def _floor(ax: Axes, floor: pd.Series) -> None:
@@ -185,4 +188,100 @@ def trajectories(paths: dict[tuple[str, str], np.ndarray], columns: int = 8) -> 
                 ax.text(-0.15, 0.5, label(framework, kernel), transform=ax.transAxes, ha="right", va="center")
             if number == 0:
                 ax.set_title("noise" if step == 0 else f"step {step}", fontsize=9)
+    return figure
+
+
+# ---------------------------------------------------------------------------------------------------- ablations
+
+
+def kernel_by_warmup(rows: pd.DataFrame, floor: pd.Series) -> Figure:
+    """Distance at the end of the training of kernel x warm-up, one line a seed: from `study.standard`, Heun only."""
+    ends = {"baseline": "neither", "baseline-warmup": "warm-up", "fdm": "FDM's $c_{in}$", "fdm-warmup": "both"}
+    frameworks = [f for f in COLOUR if f in set(rows["framework"])]
+    size = (3.3 * len(frameworks), 3.4)
+    figure, axes = plt.subplots(1, len(frameworks), figsize=size, squeeze=False, layout="constrained")
+    for ax, framework in zip(axes[0], frameworks, strict=True):
+        part = rows[rows["cell"].isin([f"{framework}-{end}" for end in ends])]
+        table = part.pivot(index="cell", columns="seed", values="value")
+        table = table.reindex([f"{framework}-{end}" for end in ends])
+        _floor(ax, floor)
+        ax.plot(list(ends.values()), table.to_numpy(), color=COLOUR[framework], alpha=0.35, lw=1, marker=".")
+        ax.plot(list(ends.values()), table.mean(axis=1), color=COLOUR[framework], marker=MARKER[framework], lw=0)
+        ax.set(yscale="log", title=framework.upper())
+    axes[0][0].set_ylabel(_caption(rows))
+    return figure
+
+
+def effects(table: pd.DataFrame) -> Figure:
+    """Ratios of distances with their intervals, from `analysis.effects`, one panel a framework."""
+    frameworks = list(dict.fromkeys(table["framework"]))
+    compared = list(dict.fromkeys(zip(table["question"], table["compared"], strict=True)))
+    heights = [len(table[table["framework"] == f].drop_duplicates(["question", "compared"])) for f in frameworks]
+    size = (8.6, 0.36 * sum(heights) + 1.6)
+    figure, axes = plt.subplots(
+        len(frameworks), 1, figsize=size, sharex=True, squeeze=False, height_ratios=heights, layout="constrained"
+    )
+    for ax, framework in zip(axes[:, 0], frameworks, strict=True):
+        part = table[table["framework"] == framework]
+        names = [key for key in compared if ((part["question"] == key[0]) & (part["compared"] == key[1])).any()]
+        for row in part.itertuples():
+            end = row.training == "100%"
+            y = names.index((row.question, row.compared)) + (0.14 if end else -0.14)
+            colour = COLOUR[framework.lower()]
+            ax.plot([row.low, row.high], [y, y], color=colour, lw=1.6, alpha=1 if end else 0.5)
+            ax.plot(row.ratio, y, MARKER[framework.lower()], color=colour, markerfacecolor=colour if end else "white")
+        ax.axvline(1, color=GREY, lw=1, ls=":")
+        ax.set_yticks(range(len(names)), [f"{question}: {what}" for question, what in names])
+        ax.set(xscale="log", title=framework)
+        ax.invert_yaxis()
+    axes[-1, 0].set_xlabel("ratio of distances, below 1 the first is better")
+    ticks = [0.25, 0.5, 0.7, 1, 1.4, 2, 4, 8]
+    low, high = table["low"].min() * 0.95, table["high"].max() * 1.05
+    ticks = [tick for tick in ticks if low <= tick <= high]
+    axes[-1, 0].set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes[-1, 0].xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+    return figure
+
+
+def highest_noise(rows: pd.DataFrame, floor: pd.Series) -> Figure:
+    """Distance against the noise level that the sampler starts from; `rows` hold one model's trainings at each."""
+    figure, ax = plt.subplots(figsize=(6.4, 4), layout="constrained")
+    _floor(ax, floor)
+    _lines(ax, rows, "sigma_max")
+    ticks = sorted(rows["sigma_max"].unique())
+    ax.set(xscale="log", yscale="log", xlabel="the sampler's highest noise level", ylabel=_caption(rows))
+    ax.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks])
+    ax.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+    figure.legend(loc="outside right upper")
+    return figure
+
+
+def noise(table: pd.DataFrame) -> Figure:
+    """What moves a distance, from `analysis.noise`: standard deviations as shares of the mean, one row a model."""
+    sources = ["SD, trainings", "SD, latents", "SD, references"]
+    figure, ax = plt.subplots(figsize=(7, 3.4), layout="constrained")
+    for source, marker, colour in zip(sources, "os^", ("#000000", COLOUR["vp"], COLOUR["ve"]), strict=True):
+        ax.plot(100 * table[source] / table["distance"], table["cell"], marker, color=colour, label=source[4:])
+    ax.set(xlim=(0, None), xlabel="standard deviation (% of the distance)")
+    ax.invert_yaxis()
+    figure.legend(loc="outside right upper")
+    return figure
+
+
+def bias(table: pd.DataFrame, smallest: int) -> Figure:
+    """Distance against 1/n with the line through n >= `smallest` to infinite n, from `analysis.bias`."""
+    figure, ax = plt.subplots(figsize=(6.8, 4.2), layout="constrained")
+    sizes = [int(name.removeprefix("n = ")) for name in table if name.startswith("n = ")]
+    for row in table.to_dict("records"):
+        framework, kernel = row["cell"].split("-")[:2]
+        values = [row[f"n = {n}"] for n in sizes]
+        look = style(framework, kernel)
+        ax.plot([1 / n for n in sizes], values, **(look | {"linestyle": ""}))
+        limit, at = row["n → ∞"], 1 / smallest
+        ax.plot([0, at], [limit, limit + row["bias at n"]], color=look["color"], ls=look["linestyle"], lw=1.2)
+        ax.plot([0, 0], [row["low"], row["high"]], color=look["color"], lw=3, alpha=0.4, clip_on=False)
+    ax.set(yscale="log", xlabel="number of generated images n, as 1/n", ylabel="Fréchet distance", xlim=(0, None))
+    ticks = [n for n in sizes if n != sizes[-2]]  # the last two are too near to each other
+    ax.set_xticks([0, *(1 / n for n in ticks)], ["∞", *map(str, ticks)])
+    figure.legend(loc="outside right upper")
     return figure

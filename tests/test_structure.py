@@ -12,7 +12,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from fdm import archives, evaluation, plan, profiles, study, training
+from fdm import archives, evaluation, plan, profiles, report, study, training
 from fdm.__main__ import main
 from fdm.errors import FdmError
 
@@ -27,9 +27,10 @@ PROFILES = [
     "paper-ffhq",
     "paper-afhqv2",
     "published-checkpoints",
+    "ablations",
 ]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-COMMITTED = ["digits", "fashion-cpu"]  # the profiles whose results are here
+COMMITTED = ["digits", "fashion-cpu", "ablations"]  # the profiles whose results are here
 EXECUTED = sorted(path for name in COMMITTED for path in (ROOT / "results" / name / "notebooks").glob("*.ipynb"))
 
 
@@ -60,7 +61,7 @@ def test_lock_pyproject_and_environment_agree():
 # -------------------------------------------------------------------------------------------------- pipeline
 
 
-@pytest.mark.parametrize("name", PROFILES[1:-1])
+@pytest.mark.parametrize("name", PROFILES[1:-2])
 def test_every_profile_has_the_same_pipeline(name):
     copy = ROOT / "profiles" / name / "dvc.yaml"
     assert copy.read_bytes() == (ROOT / "dvc.yaml").read_bytes(), f"cp dvc.yaml profiles/{name}/dvc.yaml"
@@ -77,6 +78,14 @@ def test_published_checkpoints_go_through_the_same_pipeline_but_for_the_training
         tables[kind] = [out for out in tables[kind] if not re.search(r"/loss\.", str(out))]
     assert mine["stages"] == theirs["stages"]
     assert [plot for plot in mine["plots"] if "Training loss" not in plot] == theirs["plots"]
+
+
+def test_the_ablations_share_the_stages_that_are_not_about_cells():
+    mine = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    theirs = yaml.safe_load((ROOT / "profiles" / "ablations" / "dvc.yaml").read_text())["stages"]
+    assert list(theirs) == ["code", "prepare", "reference", "cell", "ablations", "publish"]
+    for stage in ("code", "prepare", "reference", "publish"):
+        assert theirs[stage] == mine[stage]
 
 
 def imports(module: str) -> set[str]:
@@ -115,6 +124,17 @@ def test_stages_depend_on_the_code_that_they_run():
             # Training reaches the evaluation through the checkpoints, whose hash is a dependency.
             through_checkpoints = stage == "evaluate" and name in {"augmentation", "losses", "training", "profiles"}
             assert through_checkpoints or path in deps or str(Path(path).parent) in deps, f"{stage} misses {path}"
+
+
+def test_a_cell_depends_on_the_code_that_it_runs():
+    stages = yaml.safe_load((ROOT / "profiles" / "ablations" / "dvc.yaml").read_text())["stages"]
+    for stage, module in {"cell": stages["cell"]["do"], "ablations": stages["ablations"]}.items():
+        deps = {d for d in module["deps"] if d.startswith("fdm/")}
+        wanted = imports("ablations") - {"provenance"} if stage == "cell" else imports("analysis") | imports("report")
+        wanted |= {"reproducibility", "plots"} if stage == "ablations" else set()
+        for name in wanted - {"errors", "files", "names"}:
+            path = f"fdm/{name.replace('.', '/')}.py"
+            assert path in deps or str(Path(path).parent) in deps, f"{stage} misses {path}"
 
 
 def test_every_data_set_has_a_source_a_shape_and_a_name_for_tables():
@@ -159,7 +179,7 @@ def test_every_profile_is_valid(name):
         (
             "runs",
             {"edm-fdm-0": {"framework": "edm", "kernel": "fdm", "seed": 0, "warmup": 3}},
-            "runs.edm-fdm-0.warmup is not a known key; allowed here are framework, kernel, seed,",
+            "runs.edm-fdm-0.warmup is not a known key; allowed here are framework, kernel, multiplier,",
         ),
         (
             "runs",
@@ -242,13 +262,14 @@ def test_sources_are_committed_without_outputs(path):
 
 @pytest.mark.parametrize("name", COMMITTED)
 def test_there_is_an_executed_copy_of_every_notebook_and_run(name):
-    runs = profiles.find(name).runs
+    profile = profiles.find(name)
     wanted = {
         "01_kernel",
         "04_tables",
         "06_published_code",
-        *(f"{n}+{run}" for run in runs for n in ("02_train", "03_evaluate")),
+        *(f"{n}+{run}" for run in profile.runs for n in ("02_train", "03_evaluate")),
     }
+    wanted = {"05_ablations"} if profile.cells else wanted
     assert {path.stem for path in EXECUTED if path.parts[-3] == name} == wanted
 
 
@@ -273,11 +294,13 @@ def test_executed_notebooks_are_of_the_committed_sources_with_outputs_and_no_err
 
 def test_the_readme_shows_the_measured_verdicts():
     text = (ROOT / "README.md").read_text()
-    assert study.readme(profiles.find("digits")) == text, "python -m fdm readme"
+    assert report.readme(profiles.find("ablations")) == text, (
+        "python -m fdm readme --params profiles/ablations/params.yaml"
+    )
 
 
 def test_links_in_the_documents_lead_somewhere():
-    for document in ("README.md", "CONTRIBUTING.md"):
+    for document in ("README.md", "CONTRIBUTING.md", "results/ablations/REPORT.md"):
         for link in re.findall(r"\]\(([^)#]+)", (ROOT / document).read_text()):
             if "://" not in link:
-                assert (ROOT / link).exists(), f"{document} links to {link}"
+                assert (ROOT / document).parent.joinpath(link).exists(), f"{document} links to {link}"
