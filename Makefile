@@ -39,7 +39,7 @@ venv: .venv/ready
 repro: .venv/ready
 	@test -f $(FOLDER)/dvc.yaml || { echo "There is no profile $(PROFILE); the profiles are digits $$(ls profiles | tr '\n' ' ')." >&2; exit 1; }
 	dvc repro $(FOLDER)/dvc.yaml
-	@test $(PROFILE) != digits -o README.md -nt results/digits/tables/verdicts.csv || python -m fdm readme
+	@test $(PROFILE) != ablations || python -m fdm readme --params $(FOLDER)/params.yaml
 
 check: .venv/ready
 	@python -m fdm check --params $(FOLDER)/params.yaml

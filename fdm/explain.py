@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from fdm import notebooks, study
+from fdm import explain_ablation, notebooks, study
 from fdm.errors import FdmError
 from fdm.files import root
 from fdm.profiles import Profile
@@ -116,17 +116,16 @@ def explain(profile: Profile, name: str | None) -> str:
 
     Case and blanks do not matter. Raises FdmError, with what is allowed, for a name that means nothing here.
     """
+    forms = explain_ablation.FORMS if profile.cells else FORMS
     if name is None:
-        return "\n".join(["python -m fdm explain NAME, where NAME is one of", *_columns(FORMS.items())])
-    match = re.fullmatch(r"(table([123])|figure)\[([^\[\]]+)\]", _plain(name))
-    if not match:
-        raise FdmError(f"{name!r} cannot be explained; allowed are names such as {', '.join(FORMS)}.")
+        return "\n".join(["python -m fdm explain NAME, where NAME is one of", *_columns(forms.items())])
+    match = re.fullmatch(r"(table([123])|\w+)\[([^\[\]]+)\]", _plain(name))
+    if not match or not (match[2] or match[1] == "figure" or profile.cells):
+        raise FdmError(f"{name!r} cannot be explained; allowed are names such as {', '.join(forms)}.")
     if match[1] == "figure":
         return _figure(profile, match[3])
     if profile.cells:
-        raise FdmError(
-            f"{profile.params_file} is an ablation, which has no table {match[2]}; its figures are explained."
-        )
+        return explain_ablation.explain(profile, match[1], match[3].split(","))
     every = cells(profile, int(match[2]))
     cell = next((cell for cell in every if _plain(cell.where) == _plain(name)), None)
     if cell is None:

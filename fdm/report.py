@@ -1,6 +1,5 @@
 """What the notebooks show: the parameters they ran with, tables with their captions, files for plots."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -236,7 +235,7 @@ BEGIN, END = "<!-- verdicts: generated, see CONTRIBUTING.md -->", "<!-- end of v
 
 def readme(profile: Profile) -> str:
     """README.md with its section of verdicts as the claims.json of this profile tells them."""
-    told = json.loads((profile.results / "claims.json").read_text(encoding="utf-8"))
+    told = study.read_json(profile.results / "claims.json")
     before, rest = (root() / "README.md").read_text(encoding="utf-8").split(BEGIN)
     section = f"{scale(told)[0].upper()}{scale(told)[1:]}\n\n{tables.markdown(claims_table(told))}"
     return f"{before}{BEGIN}\n\n{section}\n{END}{rest.split(END)[1]}"

@@ -6,6 +6,7 @@ The published numbers are FID on other data sets at another scale; they stand be
 table, in rows of their own, and are compared with them nowhere.
 """
 
+import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -42,6 +43,16 @@ def read(path: Path) -> pd.DataFrame:
         raise FdmError(f"{path} is missing; run dvc repro to measure it.") from error
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise FdmError(f"{path} is damaged ({error}); run dvc repro to measure it again.") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of this study; raises FdmError when it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FdmError(f"{path} is missing; run dvc repro to make it.") from error
+    except ValueError as error:
+        raise FdmError(f"{path} is damaged ({error}); run dvc repro to make it again.") from error
 
 
 def measurements(profile: Profile) -> pd.DataFrame:

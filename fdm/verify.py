@@ -84,6 +84,13 @@ def _json(path: Path) -> list[tuple[tuple[str, ...], float | str]]:
     return list(_leaves(json.loads(path.read_text(encoding="utf-8")))) if path.is_file() else []
 
 
+def _claims(path: Path) -> Numbers:
+    """The verdicts of claims.json, and the numbers of those about formulas: the others are sums of measurements."""
+    leaves = [leaf for leaf in _json(path) if leaf[0][0] == "claims"]
+    kept = [leaf for leaf in leaves if leaf[0][-1] == "verdict" or leaf[0][1].startswith(("C1", "C2"))]
+    return {f"claims[{'.'.join(key)}]": Number(value) for key, value in kept}
+
+
 def _rows(path: Path) -> list[dict[str, str]]:
     return records(path) if path.is_file() else []
 
@@ -142,7 +149,7 @@ def numbers(profile: Profile) -> Numbers:
             by_setting[number.setting[: len(SETTING)]].append(number)
         cells = _tables(profile, by_setting.__getitem__, floor)
         headlines = _headlines(profile, by_setting.__getitem__, floor)
-        claims = {f"claims[{'.'.join(k)}]": Number(value) for k, value in _json(profile.results / "claims.json")}
+        claims = _claims(profile.results / "claims.json")
     except (KeyError, ValueError) as error:
         raise FdmError(f"A file in {relative(profile.results)} is damaged ({error!r}); run dvc repro.") from error
     return measured | floor | cells | headlines | claims

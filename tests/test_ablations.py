@@ -1,5 +1,6 @@
 """The design of the ablations, its statistics and rules, against other methods and made-up measurements."""
 
+import json
 import math
 import re
 from pathlib import Path
@@ -11,7 +12,19 @@ import scipy.stats
 import torch
 import yaml
 
-from fdm import ablations, analysis, data, evaluation, kernels, plots, profiles, report, reproducibility, statistics
+from fdm import (
+    ablations,
+    analysis,
+    data,
+    evaluation,
+    kernels,
+    plots,
+    profiles,
+    report,
+    reproducibility,
+    statistics,
+    tables,
+)
 from fdm import study as rules
 from fdm.__main__ import main
 from fdm.errors import FdmError
@@ -240,6 +253,44 @@ def test_claims_of_an_ablation_and_their_table(profile):
     assert len(table) == len(verdicts)
     assert "five" not in report.scale(told)
     assert "5 trainings of each model" in report.scale(told)
+
+
+def test_rows_of_the_tables_lead_back_to_cells_seeds_and_checkpoints(profile, capsys):
+    rows, folder = measured(profile), profile.results / "tables"
+    rows = rows.assign(code="c0de", checkpoint=rows["run"])
+    for cell, part in rows.groupby("cell"):
+        part.to_csv(profile.results / "runs" / str(cell) / "measurements.csv", index=False)
+        about = {"revision": "a" * 40, "started": "2026-01-02", "device": "CPU 9", "seconds": 60.4}
+        (profile.results / "provenance").mkdir(exist_ok=True)
+        (profile.results / "provenance" / f"{cell}.json").write_text(json.dumps(about))
+    tables.write_table(analysis.effects(profile, rows), folder, "effects", "")
+    tables.write_table(analysis.cells(profile, rows), folder, "cells", "")
+    tables.write_table(analysis.highest_noise(profile, rows), folder, "highest_noise", "")
+    tables.write_table(analysis.costs(profile, rows, "nfe", (1, -1)), folder, "costs_nfe", "")
+
+    def explained(name):
+        code = main(["explain", name, "--params", "profiles/ablations/params.yaml"])
+        printed = capsys.readouterr()
+        return printed.err if code else printed.out
+
+    text = explained("effects[VP, warm-up, 100%]")
+    for run in ("vp-baseline-warmup-3", "vp-fdm-0", "vp-fdm-warmup-4", "vp-baseline-1"):
+        assert f"  {run}, 100% of the training: " in text
+        assert f"checkpoint {run}, code c0de" in text
+    assert "ratio 0.8" in text
+    assert "-s profiles/ablations/dvc.yaml:cell@vp-baseline-warmup " in text
+    assert "  vp-fdm: framework vp, kernel fdm, multiplier 2.0\n" in text
+    assert "60 s for the seeds 0, 1, 2, 3, 4" in text
+    assert "from 5 distances" in explained("cells[edm-fdm-m1,50%]")
+    assert "vp-fdm-m4-2, 25% of" in explained("effects[vp,multiplier,m = 4 / 2,25%]")
+    assert "effects[vp,multiplier,25%] means several rows; there are vp,multiplier,m=0.5/2,25%" in explained(
+        "effects[vp,multiplier,25%]"
+    )
+    assert "ve-baseline-2, 100% of" in explained("costs_nfe[ve,heun,79]")
+    assert "distance" in explained("highest_noise[vp-baseline,20]")
+    assert "is no row; there are vp-baseline" in explained("highest_noise[vp-baseline,21]")
+    assert "'table9' is no table of" in explained("table9[x]")
+    assert "effects[vp,warm-up,100%]" in explained("nonsense")
 
 
 def test_figures_of_the_ablations_can_be_drawn(profile, tmp_path):
