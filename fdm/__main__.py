@@ -24,7 +24,7 @@ def code(profile: Profile, args: argparse.Namespace) -> None:
 
     for name in profile.cells:
         if "." in name:
-            raise FdmError(f"{profile.params_file}: cells.{name}: a dot is not allowed in a name: DVC reads it as a path.")
+            raise FdmError(f"{profile.params_file}: cells.{name}: a name has no dot, which DVC reads as a path.")
     notebooks.extract_code(NOTEBOOKS, profile.build / "code")
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 from fdm import statistics
 from fdm.profiles import SNAPSHOTS, CellParams, Profile
 from fdm.statistics import Interval
-from fdm.study import DATA, SAMPLERS, SIGMA_MAX, frechet, published, published_pair, standard, values
+from fdm.study import DATA, SAMPLERS, SIGMA_MAX, frechet, paired, published, published_pair, standard, values
 
 FRAMEWORKS = ("vp", "ve", "edm")
 
@@ -69,11 +69,8 @@ def effects(profile: Profile, rows: pd.DataFrame, durations: tuple[float, ...] =
     rows, out = standard(profile, rows), []
     for framework, question, compared, weights in comparisons(profile):
         for duration in durations:
-            at = {cell: values(rows, cell, "heun", duration, profile.evaluation.duration_nfe) for cell in weights}
-            if len({len(each) for each in at.values()}) > 1:
-                continue
-            logs = sum(weight * np.log(at[cell]) for cell, weight in weights.items())
-            assert isinstance(logs, np.ndarray)
+            at = [values(rows, cell, "heun", duration, profile.evaluation.duration_nfe) for cell in weights]
+            logs = np.array([*weights.values()]) @ np.log(paired(at))
             ratio = np.exp(statistics.mean(logs))
             out.append({
                 "framework": framework.upper(), "question": question, "compared": compared,
@@ -114,7 +111,7 @@ def highest_noise(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
             ratio = np.exp(statistics.mean(logs))
             known = {"ratio to 80": ratio[0], "low": ratio[1], "high": ratio[2], "p": statistics.p_value(logs)}
             out.append({"cell": cell, "sigma_max": top, "distance": at.mean(), **(known if top != SIGMA_MAX else {})})
-    table = pd.DataFrame(out)
+    table = pd.DataFrame(out).reindex(columns=["cell", "sigma_max", "distance", "ratio to 80", "low", "high", "p"])
     table["p (Holm)"] = statistics.holm(table["p"])
     return table
 
@@ -127,17 +124,15 @@ def _curves(profile: Profile, rows: pd.DataFrame, framework: str, sampler: str, 
     par = profile.evaluation
     costs = SNAPSHOTS if by == "duration" else sorted(par.nfe)
     at = [(cost, par.duration_nfe) if by == "duration" else (1.0, int(cost)) for cost in costs]
-    pair = (
-        np.stack([values(rows, cell, sampler, *where) for where in at], axis=1)
-        for cell in published_pair(profile, framework)
-    )
-    return np.asarray(costs, float), *pair
+    pair = [values(rows, cell, sampler, *where) for cell in published_pair(profile, framework) for where in at]
+    base, fdm = np.split(paired(pair).T, 2, axis=1)
+    return np.asarray(costs, float), base, fdm
 
 
 def written(interval: Interval, known: str, most: float) -> str:
     """A ratio of costs with its interval for people; what is infinite is known only to lie above `most`."""
     value, low, high = (f"> {most:.2f}" if math.isinf(x) else f"{x:.2f}" for x in interval)
-    return f"{'≤ ' * (known == 'at most')}{value} [{low}, {high}]"
+    return f"{'≤ ' * (known == 'at most')}{value}" + ("" if math.isnan(interval.low) else f" [{low}, {high}]")
 
 
 def costs(profile: Profile, rows: pd.DataFrame, by: str, targets: tuple[int, ...]) -> pd.DataFrame:
@@ -173,8 +168,9 @@ def _published_ratios(number: int, framework: str) -> dict[str, str]:
     for data, part in paper[paper["framework"] == framework].groupby("dataset", sort=False):
         column = "duration_mimg" if number == 1 else "nfe"
         pair = part.pivot(index=column, columns="kernel", values="fid").sort_index()
-        share, known = statistics.share_of_cost(pair.index, pair["baseline"], pair["fdm"])
-        out[f"published, {DATA[str(data)]}"] = "> 1" if known == "never" else f"{'≤ ' * (known != '=')}{share:.2f}"
+        cost, curves = pair.index.to_numpy(float), (pair[["baseline"]].T.to_numpy(), pair[["fdm"]].T.to_numpy())
+        ratio, known = statistics.cost_ratio(cost, *curves, -1)
+        out[f"published, {DATA[str(data)]}"] = written(ratio, known, 1)
     return out
 
 
@@ -213,11 +209,38 @@ def noise(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
 JACKKNIFE_T = 2.262  # Student's 97.5 % point at 9 degrees of freedom, by which the half width was multiplied
 
 
+def noise_of_ratios(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
+    """What moves the ratio of published method to baseline, at the end of the training, in percent of it.
+
+    Seeds are averaged in logarithms. `trainings` is the standard error over seeds; `latents` and `references` are the
+    standard deviations of that mean over sets of latents and over random halves of the real images, which intervals
+    over seeds do not hold, as all seeds share one set and one half.
+    """
+    fd, par, out = rows[rows["metric"] == frechet(rows)], profile.evaluation, []
+    fd = fd[(fd["sampler"] == "heun") & (fd["nfe"] == par.duration_nfe) & (fd["duration"] == 1)]
+    fd = fd[(fd["n"] == par.samples) & (fd["sigma_max"] == SIGMA_MAX)]
+    for framework in FRAMEWORKS:
+        base, mine = (
+            fd[fd["cell"] == cell].set_index(["seed", "latents", "reference"])["value"]
+            for cell in published_pair(profile, framework)
+        )
+        logs = np.log(mine / base)
+        by_latents = logs.xs(0, level="reference").groupby("latents").mean()
+        by_reference = logs.xs(0, level="latents").groupby("reference").mean()
+        first = logs.xs((0, 0), level=["latents", "reference"])
+        out.append({
+            "framework": framework.upper(), "ratio": float(np.exp(first.mean())),
+            "trainings (%)": 100 * first.sem(), "latents (%)": 100 * by_latents.std(),
+            "references (%)": 100 * by_reference.std(),
+        })  # fmt: skip
+    return pd.DataFrame(out)
+
+
 def bias(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
     """Distance against n: the mean over seeds at each n, extrapolated to infinite n, with the interval over seeds.
 
     The line in 1/n goes through n from that of the tables up. `curvature` is the largest distance of the means from it,
-    as a share: what the extrapolation leaves out. The reference keeps its size, and its own bias.
+    as a share. The interval holds other trainings, not other latents; the reference keeps its size, and its own bias.
     """
     fd, par, out = rows[rows["metric"] == frechet(rows)], profile.evaluation, []
     for cell in par.thorough:
@@ -225,6 +248,8 @@ def bias(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
         mine = mine[(mine["duration"] == 1) & (mine["sigma_max"] == SIGMA_MAX) & (mine["latents"] == 0)]
         table = mine[mine["reference"] == 0].pivot(index="seed", columns="n", values="value")
         used = table[[n for n in table if n >= par.samples]]
+        if used.shape[1] < 2:
+            continue  # a line needs two
         limit = statistics.at_infinity(used.columns, used.to_numpy())
         average = used.mean().to_numpy()
         inverse = 1 / used.columns.to_numpy(float)

@@ -9,7 +9,7 @@ from fdm.errors import FdmError
 from fdm.files import root
 from fdm.profiles import Profile
 
-TABLES = ("cells", "effects", "highest_noise", "noise", "bias", "costs_training", "costs_nfe")
+TABLES = ("cells", "effects", "highest_noise", "noise", "noise_of_ratios", "bias", "costs_training", "costs_nfe")
 NUMBERS = ("ratio", "low", "high", "p", "p (Holm)", "seeds", "written", "known")  # columns that name no row
 KEYS = ("cell", "framework", "sampler", "baseline's cost", "question", "compared", "training", "sigma_max")
 FORMS = {

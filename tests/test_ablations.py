@@ -85,22 +85,35 @@ def profile(study):
 # --------------------------------------------------------------------------------------------------- statistics
 
 
-@pytest.mark.parametrize("n", [5, 8, 30])
-def test_intervals_cover_as_often_as_they_say(n):
+@pytest.mark.parametrize(("n", "wider"), [(5, 1.28), (8, 1.07), (30, 1.0)])
+def test_intervals_cover_as_often_as_they_say(n, wider):
     rng, covered, ratio = np.random.default_rng(n), 0, []
-    for _ in range(300):
+    for _ in range(400):
         values = rng.normal(1, 1, n)
         interval = statistics.mean(values)
         covered += interval.low <= 1 <= interval.high
         half = scipy.stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / math.sqrt(n)  # another method: Student's
         ratio.append((interval.high - interval.low) / 2 / half)
-    assert covered >= 300 * 0.89  # at n = 5 plain percentiles would cover 84 %
-    assert 0.8 < np.mean(ratio) < 1.1
+    assert 0.91 < covered / 400 < 0.985
+    assert np.median(ratio) == pytest.approx(wider, rel=0.08)
+
+
+def test_all_resamples_of_five_seeds_are_as_many_random_ones():
+    index, weights = statistics.resamples(5)
+    assert len(index) == math.comb(9, 5)
+    assert weights.sum() == pytest.approx(1)
+    values = np.array([1.0, 2, 4, 8, 16])
+    random = values[np.random.default_rng(0).integers(0, 5, (200_000, 5))].mean(axis=1)
+    low, high = statistics.quantiles(values[index].mean(axis=1), weights, (0.1, 0.9))
+    assert low == pytest.approx(np.quantile(random, 0.1), abs=0.15)
+    assert high == pytest.approx(np.quantile(random, 0.9), abs=0.15)
 
 
 def test_intervals_of_one_value_are_empty_and_of_none_too():
     assert statistics.mean(np.array([2.0]))[0] == 2
-    assert math.isnan(statistics.mean(np.array([2.0])).low)
+    assert math.isnan(statistics.mean(np.array([2.0, 3, 4, 5])).low)
+    assert statistics.mean(np.full(5, 3.0)) == (3, 3, 3)
+    assert (statistics.p_value(np.full(5, 3.0)), statistics.p_value(np.zeros(5))) == (0, 1)
     assert math.isnan(statistics.mean(np.array([])).value)
     assert math.isnan(statistics.p_value(np.array([2.0])))
 
@@ -125,6 +138,13 @@ def test_the_ratio_of_costs_is_two_where_the_curves_say_two():
     ratio, known = statistics.cost_ratio(cost, baseline, slower, -1)
     assert known == "never"
     assert math.isinf(ratio.value)
+    assert math.isinf(ratio.high)
+    falls_and_rises = seeds * np.array([9.0, 2, 4, 4])
+    for target in range(4):  # a curve against itself
+        assert statistics.cost_ratio(cost, falls_and_rises, falls_and_rises, target)[0] == (1, 1, 1)
+    missing = baseline.copy()
+    missing[2, 1] = math.nan
+    assert statistics.cost_ratio(cost, missing, slower, 1)[1] == "unknown"
     ratio, known = statistics.cost_ratio(cost, slower, baseline, 0)
     assert (known, ratio.value) == ("at most", 1.0)
     ratio, _ = statistics.cost_ratio(cost, slower, baseline, -1)
@@ -170,6 +190,8 @@ def test_the_rule_of_costs(pair, verdict):
         (Interval(1, 0.95, 1.1), 1, Interval(0.8, 0.7, 0.9), 0.01, "partly"),
         (Interval(1, 0.95, 1.1), 1, Interval(1, 0.9, 1.1), 1, "not reproduced"),
         (Interval(1.3, 1.2, 1.4), 0.01, Interval(1, 0.9, 1.1), 1, "not reproduced"),
+        (Interval(0.98, 0.97, 0.99), 0.01, Interval(1, 0.9, 1.1), 1, "not reproduced"),  # a gain, but of 2 %
+        (Interval(0.98, 0.8, 1.1), 1, Interval(1, 0.9, 1.1), 1, "undecided"),
     ],
 )
 def test_the_rule_of_the_warm_up(fdm, p, baseline, p_baseline, verdict):
@@ -191,6 +213,12 @@ def test_effects_are_those_that_were_put_in(profile):
     assert (table["low"] <= table["ratio"]).all()
     assert (table["ratio"] <= table["high"]).all()
     assert (table["p (Holm)"] >= table["p"]).all()
+    fewer = rules.measurements(profile)
+    fewer = fewer[fewer["run"] != "vp-baseline-2"]  # seeds are matched by number
+    ratio = analysis.effects(profile, fewer).set_index(["framework", "question", "training"])
+    assert ratio.loc[("VP", "both", "100%"), "seeds"] == 4
+    assert math.isnan(ratio.loc[("VP", "both", "100%"), "low"])
+    assert ratio.loc[("VE", "both", "100%"), "ratio"] == table.loc[("VE", "both", "100%"), "ratio"]
     assert len(table) == 2 * (3 * (4 + 3 + 1) + 2)  # two by two and both; three multipliers, length; own time
 
 
@@ -220,6 +248,10 @@ def test_noise_bias_costs_and_the_report_are_of_the_measurements(profile, tmp_pa
     costs = analysis.costs(profile, rows, "duration", (1, -1)).set_index(["framework", "baseline's cost"])
     assert costs.loc[("VP", "50%"), "ratio"] == pytest.approx(0.96, rel=0.05)
     assert costs.loc[("VP", "100%"), "published, FFHQ"] == "0.59"
+    ratios = analysis.noise_of_ratios(profile, rows).set_index("framework")
+    assert ratios.loc["VP", "latents (%)"] == pytest.approx(0, abs=1e-9)
+    assert ratios.loc["VP", "ratio"] == pytest.approx(0.96, rel=0.05)
+    assert ratios.loc["VP", "trainings (%)"] > 0.1
     spent = analysis.spent(profile, rows)
     assert spent["trainings"] == 130
     folder = profile.results / "tables"
