@@ -77,9 +77,9 @@ def effects(profile: Profile, rows: pd.DataFrame, durations: tuple[float, ...] =
                 "training": f"{duration:.0%}", "ratio": ratio[0], "low": ratio[1], "high": ratio[2],
                 "p": statistics.p_value(logs), "seeds": len(logs),
             })  # fmt: skip
-    table = pd.DataFrame(out)
-    table.insert(table.columns.get_loc("p") + 1, "p (Holm)", statistics.holm(table["p"]))
-    return table
+    columns = ["framework", "question", "compared", "training", "ratio", "low", "high", "p", "p (Holm)", "seeds"]
+    table = pd.DataFrame(out).reindex(columns=columns)
+    return table.assign(**{"p (Holm)": statistics.holm(table["p"])})
 
 
 def cells(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
