@@ -155,7 +155,7 @@ def costs(profile: Profile, rows: pd.DataFrame, by: str, targets: tuple[int, ...
                     "framework": framework.upper(), "sampler": SAMPLERS[sampler],
                     "baseline's cost": f"{cost[target]:.0%}" if by == "duration" else f"{cost[target]:g}",
                     "ratio": ratio.value, "low": ratio.low, "high": ratio.high, "known": known,
-                    "written": written(ratio, known, cost[-1] / cost[target]),
+                    "ratio (95 %)": written(ratio, known, cost[-1] / cost[target]),
                 }  # fmt: skip
                 if target == -1:
                     row |= _published_ratios(number[by, sampler], framework)

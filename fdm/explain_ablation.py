@@ -10,7 +10,7 @@ from fdm.files import root
 from fdm.profiles import Profile
 
 TABLES = ("cells", "effects", "highest_noise", "noise", "noise_of_ratios", "bias", "costs_training", "costs_nfe")
-NUMBERS = ("ratio", "low", "high", "p", "p (Holm)", "seeds", "written", "known")  # columns that name no row
+NUMBERS = ("ratio", "low", "high", "p", "p (Holm)", "seeds", "ratio (95 %)", "known")  # columns that name no row
 KEYS = ("cell", "framework", "sampler", "baseline's cost", "question", "compared", "training", "sigma_max")
 FORMS = {
     "cells[vp-fdm,100%]": "distance of a cell of the design",

@@ -27,7 +27,7 @@ def numbers(effects: pd.DataFrame, costs: pd.DataFrame) -> dict[str, str]:
         out[f"effect {row['framework']} {what} {row['training']}"] = text
     for row in costs.to_dict("records"):
         at = row["baseline's cost"]
-        out[f"cost {row['framework']} {row['sampler']} {at}"] = row["written"]
+        out[f"cost {row['framework']} {row['sampler']} {at}"] = row["ratio (95 %)"]
     return out
 
 
