@@ -38,6 +38,7 @@ venv: .venv/ready
 
 repro: .venv/ready
 	@test -f $(FOLDER)/dvc.yaml || { echo "There is no profile $(PROFILE); the profiles are digits $$(ls profiles | tr '\n' ' ')." >&2; exit 1; }
+	@find .dvc/tmp -name rwlock -empty -delete 2>/dev/null || true  # which a DVC that was killed may leave, and not read
 	dvc repro $(FOLDER)/dvc.yaml
 	@test $(PROFILE) != ablations || python -m fdm readme --params $(FOLDER)/params.yaml
 
