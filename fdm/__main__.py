@@ -22,9 +22,6 @@ def code(profile: Profile, args: argparse.Namespace) -> None:
     """Write the notebooks' code cells, which the other stages depend on."""
     from fdm import notebooks
 
-    for name in profile.cells:
-        if "." in name:
-            raise FdmError(f"{profile.params_file}: cells.{name}: a name has no dot, which DVC reads as a path.")
     notebooks.extract_code(NOTEBOOKS, profile.build / "code")
 
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from accelerate.utils import gather_object
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from scipy.stats import t as student
+from scipy.special import stdtrit
 from torch import Tensor
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
@@ -160,8 +160,7 @@ def frechet_distance(generated: Tensor, real: Tensor | tuple[Tensor, Tensor]) ->
     difference = A.mean(dim=0) - mean
     A = (A - A.mean(dim=0)) / math.sqrt(len(A) - 1)
     if len(A) > A.shape[1]:
-        values, vectors = torch.linalg.eigh(A.T @ A)
-        A = (vectors * values.clamp(min=0).sqrt()).T  # another factor of the same covariance, (d, d)
+        A = torch.linalg.qr(A, mode="r").R  # another factor of the same covariance, (d, d)
     root_of_product = torch.linalg.eigvalsh(A @ C @ A.T).clamp(min=0).sqrt().sum()
     return float(difference @ difference + (A * A).sum() + C.trace() - 2 * root_of_product)
 
@@ -174,7 +173,7 @@ def interval(generated: Tensor, real: Tensor, value: float) -> tuple[float, floa
     tenths, of_real = torch.arange(len(generated)) % JACKKNIFE, statistics(real)
     left_out = [frechet_distance(generated[tenths != i], of_real) for i in range(JACKKNIFE)]
     deviation = math.sqrt((JACKKNIFE - 1) * np.var(left_out))
-    half = float(student.ppf(0.975, JACKKNIFE - 1)) * deviation
+    half = float(stdtrit(JACKKNIFE - 1, 0.975)) * deviation  # Student's t; scipy.stats takes a second to import
     return value - half, value + half
 
 

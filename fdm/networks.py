@@ -29,6 +29,14 @@ def conv(cin: int, cout: int, kernel: int, gain: float = 1.0) -> nn.Conv2d:
     return layer
 
 
+def scaled(layer: nn.Conv2d, x: Tensor, gain: float) -> Tensor:
+    """The convolution `layer` of x, times `gain`: its weight is scaled, which is much smaller than what comes out."""
+    if isinstance(layer, ResampleConv):
+        return layer(x, gain)
+    assert layer.bias is not None
+    return F.conv2d(x, layer.weight * gain, layer.bias * gain, padding=layer.kernel_size[0] // 2)
+
+
 def linear(cin: int, cout: int, bias: bool = True) -> nn.Linear:
     """A fully connected layer, Xavier-uniform."""
     layer = nn.Linear(cin, cout, bias=bias)
@@ -45,7 +53,7 @@ class ResampleConv(nn.Conv2d):
     """A convolution at the coarse end of a factor-2 resampling with the separable filter `taps`.
 
     `fused=True` convolves at the fine resolution and filters afterwards (NCSN++'s residual branch); the others
-    resample first.
+    resample first, or do what comes to the same in fewer multiplications.
     """
 
     def __init__(
@@ -70,12 +78,21 @@ class ResampleConv(nn.Conv2d):
             return F.conv_transpose2d(x, f * 4, stride=2, padding=padding, groups=channels)
         return F.conv2d(x, f, stride=2, padding=padding, groups=channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        f_pad = (len(self.taps) - 1) // 2
+    def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:
+        """x (N, cin, H, W), resampled and convolved, times `gain`."""
+        assert self.bias is not None
+        kernel, f_pad = self.weight.shape[-1], (len(self.taps) - 1) // 2
+        weight, bias = (self.weight * gain, self.bias * gain) if gain != 1 else (self.weight, self.bias)
         if self.fused:
-            padding = self.weight.shape[-1] // 2 + f_pad
-            return self.resample(F.conv2d(x, self.weight, self.bias, padding=padding), 0)
-        return super().forward(self.resample(x, f_pad))
+            return self.resample(F.conv2d(x, weight, bias, padding=kernel // 2 + f_pad), 0)
+        if self.direction == "down" or self.taps != (1, 1):
+            return F.conv2d(self.resample(x, f_pad), weight, bias, padding=kernel // 2)
+        if kernel == 1:  # copying pixels may come last: a quarter of the work
+            return self.resample(F.conv2d(x, weight, bias), 0)
+        # Among nine neighbours at the fine resolution are at most four different pixels. Their weights are added, and
+        # a transposed convolution of 4x4 needs four products where nine were needed.
+        sums = F.avg_pool2d(F.pad(weight.flip(2, 3), (1, 1, 1, 1)), 2, stride=1, divisor_override=1)
+        return F.conv_transpose2d(x, sums.transpose(0, 1), bias, stride=2, padding=1)
 
 
 class UNetBlock(nn.Module):
@@ -111,10 +128,13 @@ class UNetBlock(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """x (N, cin, H, W), emb (N, emb_channels) -> (N, cout, H', W')."""
-        h = self.conv0(F.silu(self.norm0(x)))
-        h = F.silu(self.norm1(h + self.affine(emb)[:, :, None, None]))
-        h = self.conv1(F.dropout(h, self.dropout, self.training))
-        x = (h + (self.skip(x) if self.skip is not None else x)) * SKIP_SCALE
+        # A pass over the activations costs a good part of a convolution here. What may be done in place is, and
+        # SKIP_SCALE multiplies weights. Training keeps what SiLU was given.
+        inplace = not torch.is_grad_enabled()
+        h = self.conv0(F.silu(self.norm0(x), inplace))
+        h = F.silu(self.norm1(h.add_(self.affine(emb)[:, :, None, None])), inplace)
+        h = scaled(self.conv1, F.dropout(h, self.dropout, self.training), SKIP_SCALE)
+        x = h.add_(x, alpha=SKIP_SCALE) if self.skip is None else h.add_(scaled(self.skip, x, SKIP_SCALE))
         if self.attention:
             n, c, height, width = x.shape
             # The published layout interleaves the three: channel 3 i + {0, 1, 2} is {q, k, v} of channel i. One copy
@@ -122,7 +142,8 @@ class UNetBlock(nn.Module):
             qkv = self.qkv(self.norm2(x)).reshape(n, c, 3, height * width)
             q, k, v = qkv.permute(2, 0, 3, 1).contiguous()[:, :, None].unbind(0)
             a = F.scaled_dot_product_attention(q, k, v)  # (n, 1, pixels, c)
-            x = (self.proj(a.transpose(2, 3).reshape(n, c, height, width)) + x) * SKIP_SCALE
+            a = a.transpose(2, 3).reshape(n, c, height, width)
+            x = scaled(self.proj, a, SKIP_SCALE).add_(x, alpha=SKIP_SCALE)
         return x
 
 

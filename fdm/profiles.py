@@ -146,6 +146,9 @@ class Profile(Strict):
         cells, seeds = values["cells"], values.get("seeds")
         if not isinstance(cells, dict) or not all(isinstance(cell, dict) for cell in cells.values()):
             raise ValueError("cells must be a table of tables, one a cell")
+        for name in cells:
+            if "." in str(name):
+                raise ValueError(f"cells.{name}: a name has no dot, which DVC reads as a path")
         if not isinstance(seeds, list) or len(set(seeds)) < 2 or len(set(seeds)) < len(seeds):
             raise ValueError(f"seeds: {seeds!r} is not allowed; it must be a list of two different numbers or more")
         runs = {f"{name}-{seed}": cell | {"seed": seed} for name, cell in cells.items() for seed in seeds}
@@ -156,6 +159,18 @@ class Profile(Strict):
         for nfe in [self.evaluation.duration_nfe, *self.evaluation.nfe]:
             if nfe % 2 == 0 or nfe < 3:
                 raise ValueError(f"evaluation.nfe: {nfe} is not allowed; Heun's sampler needs odd numbers from 3 up")
+        par = self.evaluation
+        for key in ("nfe", "sigma_max", "thorough"):
+            if len(set(getattr(par, key))) < len(getattr(par, key)):
+                raise ValueError(f"evaluation.{key}: {getattr(par, key)} is not allowed; an entry is there twice")
+        if max(par.sigma_max, default=0) >= 80:
+            raise ValueError(
+                f"evaluation.sigma_max: {max(par.sigma_max):g} is not allowed; it must be below the usual 80"
+            )
+        if par.samples_noise is not None and par.samples_noise <= par.samples:
+            raise ValueError(
+                f"evaluation.samples_noise: {par.samples_noise} is not allowed; it must be above samples, {par.samples}"
+            )
         if self.training and self.training.batch % (self.training.processes * self.training.accumulation):
             raise ValueError(
                 f"training.batch: {self.training.batch} is not allowed; it must be a multiple of processes x "
