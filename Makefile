@@ -4,6 +4,7 @@
 # make plan    what PROFILE will cost in hours, memory and disk, and what is missing; trains nothing
 # make doctor  what this machine has, and what each profile can do on it
 # make verify  compare what make repro made of PROFILE, number by number, with what is committed and published
+# make bench   time training, sampling and scoring of three networks (AGAINST=diffusers: and diffusers' networks)
 # make check   validate the parameters of PROFILE and run nothing
 # make venv    set up .venv from requirements.lock (the other targets do that when it is missing or stale)
 # make lock    resolve requirements.lock again from pyproject.toml
@@ -21,7 +22,7 @@ export PYTHONPATH := $(CURDIR)
 export PYTHONDONTWRITEBYTECODE :=
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help repro test lab plan doctor verify check venv lock clean
+.PHONY: help repro test lab plan doctor verify bench check venv lock clean
 
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
@@ -50,6 +51,10 @@ plan: .venv/ready
 
 verify: .venv/ready
 	@python -m fdm verify --params $(FOLDER)/params.yaml
+
+bench: .venv/ready
+	@test -z "$(AGAINST)" || uv pip install --quiet --python .venv/bin/python --group bench
+	@python -m benchmarks $(if $(AGAINST),--against plain $(AGAINST))
 
 doctor: .venv/ready
 	@python -m fdm doctor

@@ -104,6 +104,7 @@ def execute(name: str, parameters: dict[str, Any], output: Path, provenance: Pat
         "OMP_NUM_THREADS": str(threads),
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         "PYTHONWARNINGS": "ignore:IProgress not found",  # bars are lines of text here, as they should be
+        "TORCH_CPP_LOG_LEVEL": "ERROR",  # else each of several processes doubts an option that it needs
     }
     failed = root() / "work" / "failed" / output.name
     failed.parent.mkdir(parents=True, exist_ok=True)

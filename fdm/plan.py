@@ -89,7 +89,12 @@ def network(profile: Profile, name: str, dataset: Dataset) -> Network:
 
 def networks_of(profile: Profile, dataset: Dataset) -> dict[str, Network]:
     """Cost of each run's network; none of published networks, which are unknown before they are fetched."""
-    return {name: network(profile, name, dataset) for name in profile.runs} if profile.training else {}
+    of, different = dict[str, str](), dict[str, Network]()
+    for name in profile.runs if profile.training else {}:
+        of[name] = json.dumps(training.describe(profile, name, dataset)["network"])
+        if of[name] not in different:  # an ablation has a hundred runs of two networks
+            different[of[name]] = network(profile, name, dataset)
+    return {name: different[key] for name, key in of.items()}
 
 
 def largest(networks: dict[str, Network]) -> Network | None:

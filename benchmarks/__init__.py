@@ -1,0 +1,1 @@
+"""How fast the study's own computations are. Run `make bench`, or `python -m benchmarks --help`."""
