@@ -18,7 +18,7 @@ import torch
 import yaml
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
-from fdm import archives, augmentation, checkpoints, compute, data, downloads, evaluation, losses, training
+from fdm import ablations, archives, augmentation, checkpoints, compute, data, downloads, evaluation, losses, training
 from fdm.data import Dataset
 from fdm.errors import FdmError
 from fdm.files import root
@@ -333,6 +333,8 @@ def _bill(profile: Profile, dataset: Dataset, networks: dict[str, Network]) -> l
         f"torch.compile): training {hours(total[0])}, scoring {hours(total[1])} at least, together "
         f"{hours(sum(total))}.",
     ]  # fmt: skip
+    if profile.cells and (n := ablations.at_once(profile)) > 1:
+        lines[-1] += f" {n} runs are computed at once, which takes {hours(sum(total) / n)} if cores share nothing."
     step = compute.TRAINING * max(net.flops for net in networks.values()) * par.batch
     lines += [
         "", f"On GPUs: {work[0]:.2g} FLOPs to train in {par.precision}, {work[1]:.2g} to score in {ev.precision}, "

@@ -14,8 +14,8 @@ from fdm.data import Dataset
 from fdm.profiles import DatasetParams, Profile
 
 from .published_format import persistence  # noqa: F401, a fixture
+from .scratch import ROOT, Scratch
 
-ROOT = Path(__file__).parents[1]
 ORACLES = Path(__file__).parent / "oracles"
 
 torch.set_num_threads(1)
@@ -57,3 +57,8 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """The prepared digits."""
     params = DatasetParams(name="digits", resolution=8, conditional=True)
     return data.prepare(params, tmp_path_factory.mktemp("data") / "dataset.safetensors")
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Scratch:
+    return Scratch(tmp_path_factory.mktemp("scratch"))

@@ -1,90 +1,21 @@
 """The real pipeline, in a scratch copy of this checkout: the smoke profile, the lock, and the notebooks."""
 
-import functools
-import hashlib
-import http.server
 import json
-import os
-import pickle
 import re
 import shutil
 import subprocess
-import sys
-import threading
 import time
-from pathlib import Path
 
 import nbformat
 import psutil
 import pytest
-import yaml
 
-from fdm import notebooks, plan, profiles, study
+from fdm import notebooks, plan, profiles
 from fdm.__main__ import main
 from fdm.errors import FdmError
-from fdm.files import sha256
 
 from .conftest import ROOT
-from .published_format import make
-
-SMOKE = "profiles/smoke/dvc.yaml"
-RESULTS = "results/smoke"
-
-
-class Scratch:
-    """A copy of the working tree, committed in a repository of its own."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        listed = subprocess.run(
-            ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
-        ).stdout
-        for name in filter(lambda name: (ROOT / name).is_file(), listed.splitlines()):
-            (path / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, path / name)
-        (path / "profiles" / "smoke" / "dvc.lock").unlink(missing_ok=True)
-        self.env = os.environ | {
-            "PYTHONPATH": str(path),
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            "GIT_CONFIG_COUNT": "2",
-            "GIT_CONFIG_KEY_0": "user.name", "GIT_CONFIG_VALUE_0": "test",
-            "GIT_CONFIG_KEY_1": "user.email", "GIT_CONFIG_VALUE_1": "test@example.org",
-        }  # fmt: skip
-        for command in ("git init -q", "git add -A", "git commit -qm scratch"):
-            self(command)
-
-    def __call__(self, command: str, check: bool = True) -> str:
-        """Run a command and return what it prints."""
-        done = subprocess.run(
-            command.split(), cwd=self.path, env=self.env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-        assert not check or done.returncode == 0, done.stdout[-4000:]
-        return done.stdout
-
-    def repro(self, *options: str) -> list[str]:
-        """Run the smoke pipeline; returns the stages that ran."""
-        return re.findall(r"Running stage '(?:.*:)?(.*)'", self(" ".join(["dvc repro", *options, SMOKE])))
-
-    def hashes(self, provenance: bool = True) -> dict[str, str]:
-        """Hash of every result and of the lock; without provenance nothing that tells of times and speeds."""
-        files = [*(self.path / RESULTS).rglob("*"), self.path / "profiles" / "smoke" / "dvc.lock"]
-        return {
-            str(file.relative_to(self.path)): hashlib.sha256(file.read_bytes()).hexdigest()
-            for file in files
-            if file.is_file()
-            and (provenance or not ("provenance" in file.parts or file.name.startswith(("02_train", "dvc.lock"))))
-        }
-
-    def edit(self, name: str, old: str, new: str) -> None:
-        path = self.path / name
-        text = path.read_text()
-        assert old in text
-        path.write_text(text.replace(old, new))
-
-
-@pytest.fixture(scope="module")
-def scratch(tmp_path_factory: pytest.TempPathFactory) -> Scratch:
-    return Scratch(tmp_path_factory.mktemp("scratch"))
+from .scratch import RESULTS, SMOKE, Scratch
 
 
 @pytest.fixture(scope="module")
@@ -96,13 +27,6 @@ def run(scratch: Scratch) -> Scratch:
         + [f"{stage}@{name}" for stage in ("train", "evaluate") for name in ("ve-baseline-0", "edm-fdm-0")]
     )
     return scratch
-
-
-def test_the_committed_results_are_those_of_the_committed_code(scratch):
-    for profile in ("dvc.yaml", "profiles/ablations/dvc.yaml"):
-        printed = scratch(f"dvc repro --allow-missing --dry {profile}")
-        assert "Running stage" not in printed, printed
-    assert scratch("git status --porcelain") == ""
 
 
 def test_the_pipeline_regenerates_tables_figures_and_notebooks_and_touches_no_other_profile(run):
@@ -209,83 +133,12 @@ def test_bad_parameters_stop_the_pipeline_before_anything_runs(run):
         run.edit("profiles/smoke/params.yaml", "lr: -1.0", "lr: 2.0e-3")
 
 
-def test_published_networks_are_fetched_imported_and_scored_by_the_same_pipeline(scratch, persistence, tmp_path):
-    """A small network in the published format, from a local server, on the digits."""
-    released = tmp_path / "vp-fdm.pkl"
-    released.write_bytes(pickle.dumps(make("vp", "fdm", persistence, channels=1)[1]))
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    profile, folder = "published-checkpoints", scratch.path / "profiles" / "published-checkpoints"
-    values = yaml.safe_load((folder / "params.yaml").read_text())
-    values["threads"] = 1
-    values["dataset"] = {"name": "digits", "resolution": 8, "conditional": True}
-    values["evaluation"] |= {"extractor": "efficientnet-lite0", "reference": "half", "samples": 64, "batch": 32,
-                             "duration_nfe": 5, "nfe": [5, 11]}  # fmt: skip
-    values["runs"] = {"vp-fdm-0": values["runs"]["vp-fdm-0"]}
-    url = f"http://127.0.0.1:{server.server_port}/{released.name}"
-    values["runs"]["vp-fdm-0"]["checkpoint"] |= {"url": url, "sha256": sha256(released)}
-    before = (folder / "params.yaml").read_text()
-    try:
-        wrong = yaml.safe_dump(values).replace(sha256(released), "f" * 64)
-        (folder / "params.yaml").write_text(wrong)
-        printed = scratch(f"dvc repro {folder}/dvc.yaml:fetch@vp-fdm-0", check=False)
-        assert "is wanted; it is not kept" in printed
-        (folder / "params.yaml").write_text(yaml.safe_dump(values))
-        printed = scratch(f"dvc repro {folder}/dvc.yaml:tables")
-        assert "vp-fdm.pkl, sha256" in printed
-        results = scratch.path / "results" / profile
-        rows = study.read(results / "measurements.csv")
-        assert set(rows["run"]) == {"vp-fdm-0"}
-        assert set(rows["kimg"]) == {200_000}
-        assert set(rows["nfe"]) == {5, 11}
-        assert (
-            "| published | AFHQv2 | FID | 50,000 | 100% (200 Mimg) |" in (results / "tables" / "table1.md").read_text()
-        )
-    finally:
-        server.shutdown()
-        (folder / "params.yaml").write_text(before)
-        for path in (folder / "dvc.lock", folder / ".gitignore"):
-            path.unlink(missing_ok=True)
-        shutil.rmtree(scratch.path / "results" / profile, ignore_errors=True)
-
-
 # ----------------------------------------------------------------------------------------------------- notebooks
-
-
-def nbval(scratch: Scratch, mode: str, paths: list[Path]) -> str:
-    for path in paths:
-        code = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
-        assert any(c.outputs for c in code), f"{path.name} has no outputs: nbval would compare nothing"
-    names = " ".join(str(path.relative_to(scratch.path)) for path in paths)
-    return scratch(f"python -m pytest {mode} -p no:cacheprovider {names}")
-
-
-def test_strict_mode_finds_a_wrong_number(scratch, tmp_path):
-    """The comparison below can fail."""
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("print(1 + 1)")])
-    notebook.cells[0].execution_count = 1
-    notebook.cells[0].outputs = [nbformat.v4.new_output("stream", name="stdout", text="3\n")]
-    path = scratch.path / "results" / "wrong.ipynb"
-    nbformat.write(notebook, path)
-    try:
-        assert "1 failed" in scratch(f"python -m pytest --nbval -p no:cacheprovider {path}", check=False)
-    finally:
-        path.unlink()
-
-
-def test_the_committed_kernel_and_tables_notebooks_show_what_they_compute(scratch):
-    names = ("digits/notebooks/01_kernel", "digits/notebooks/04_tables", "digits/notebooks/06_published_code",
-             "ablations/notebooks/05_ablations")  # fmt: skip
-    printed = nbval(scratch, "--nbval", [scratch.path / "results" / f"{name}.ipynb" for name in names])
-    assert "passed" in printed
-    changed = [line for line in scratch("git status --porcelain").splitlines() if "smoke" not in line]
-    assert changed == []  # tables and figures were written again, to the same bytes
 
 
 def test_the_training_and_evaluation_notebooks_run_at_smoke_scale(run):
     folder = run.path / RESULTS / "notebooks"
-    assert "passed" in nbval(run, "--nbval-lax", [folder / f"{n}+edm-fdm-0.ipynb" for n in ("02_train", "03_evaluate")])
+    assert "passed" in run.nbval("--nbval-lax", [folder / f"{n}+edm-fdm-0.ipynb" for n in ("02_train", "03_evaluate")])
 
 
 # -------------------------------------------------------------------------- executing, normalising and publishing

@@ -1,0 +1,74 @@
+"""A scratch copy of this checkout, for tests that run the real pipeline and the committed notebooks."""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+
+ROOT = Path(__file__).parents[1]
+SMOKE = "profiles/smoke/dvc.yaml"
+RESULTS = "results/smoke"
+
+
+class Scratch:
+    """A copy of the working tree, committed in a repository of its own."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        listed = subprocess.run(
+            ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
+        for name in filter(lambda name: (ROOT / name).is_file(), listed.splitlines()):
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, path / name)
+        (path / "profiles" / "smoke" / "dvc.lock").unlink(missing_ok=True)
+        self.env = os.environ | {
+            "PYTHONPATH": str(path),
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "GIT_CONFIG_COUNT": "2",
+            "GIT_CONFIG_KEY_0": "user.name", "GIT_CONFIG_VALUE_0": "test",
+            "GIT_CONFIG_KEY_1": "user.email", "GIT_CONFIG_VALUE_1": "test@example.org",
+        }  # fmt: skip
+        for command in ("git init -q", "git add -A", "git commit -qm scratch"):
+            self(command)
+
+    def __call__(self, command: str, check: bool = True) -> str:
+        """Run a command and return what it prints."""
+        done = subprocess.run(
+            command.split(), cwd=self.path, env=self.env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        assert not check or done.returncode == 0, done.stdout[-4000:]
+        return done.stdout
+
+    def repro(self, *options: str) -> list[str]:
+        """Run the smoke pipeline; returns the stages that ran."""
+        return re.findall(r"Running stage '(?:.*:)?(.*)'", self(" ".join(["dvc repro", *options, SMOKE])))
+
+    def hashes(self, provenance: bool = True) -> dict[str, str]:
+        """Hash of every result and of the lock; without provenance nothing that tells of times and speeds."""
+        files = [*(self.path / RESULTS).rglob("*"), self.path / "profiles" / "smoke" / "dvc.lock"]
+        return {
+            str(file.relative_to(self.path)): hashlib.sha256(file.read_bytes()).hexdigest()
+            for file in files
+            if file.is_file()
+            and (provenance or not ("provenance" in file.parts or file.name.startswith(("02_train", "dvc.lock"))))
+        }
+
+    def edit(self, name: str, old: str, new: str) -> None:
+        path = self.path / name
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
+
+    def nbval(self, mode: str, paths: list[Path]) -> str:
+        """Execute notebooks and compare what they show; returns what it printed."""
+        for path in paths:
+            code = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+            assert any(c.outputs for c in code), f"{path.name} has no outputs: nbval would compare nothing"
+        names = " ".join(str(path.relative_to(self.path)) for path in paths)
+        return self(f"python -m pytest {mode} -p no:cacheprovider {names}")

@@ -1,0 +1,85 @@
+"""The committed results and notebooks, in a scratch copy of this checkout, and published networks in its pipeline."""
+
+import functools
+import http.server
+import pickle
+import shutil
+import threading
+
+import nbformat
+import yaml
+
+from fdm import study
+from fdm.files import sha256
+
+from .published_format import make
+
+
+def test_the_committed_results_are_those_of_the_committed_code(scratch):
+    for profile in ("dvc.yaml", "profiles/ablations/dvc.yaml"):
+        printed = scratch(f"dvc repro --allow-missing --dry {profile}")
+        assert "Running stage" not in printed, printed
+    assert scratch("git status --porcelain") == ""
+
+
+def test_strict_mode_finds_a_wrong_number(scratch, tmp_path):
+    """The comparison below can fail."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("print(1 + 1)")])
+    notebook.cells[0].execution_count = 1
+    notebook.cells[0].outputs = [nbformat.v4.new_output("stream", name="stdout", text="3\n")]
+    path = scratch.path / "results" / "wrong.ipynb"
+    nbformat.write(notebook, path)
+    try:
+        assert "1 failed" in scratch(f"python -m pytest --nbval -p no:cacheprovider {path}", check=False)
+    finally:
+        path.unlink()
+
+
+def test_the_committed_kernel_and_tables_notebooks_show_what_they_compute(scratch):
+    names = ("digits/notebooks/01_kernel", "digits/notebooks/04_tables", "digits/notebooks/06_published_code",
+             "ablations/notebooks/05_ablations")  # fmt: skip
+    printed = scratch.nbval("--nbval", [scratch.path / "results" / f"{name}.ipynb" for name in names])
+    assert "passed" in printed
+    changed = [line for line in scratch("git status --porcelain").splitlines() if "smoke" not in line]
+    assert changed == []  # tables and figures were written again, to the same bytes
+
+
+def test_published_networks_are_fetched_imported_and_scored_by_the_same_pipeline(scratch, persistence, tmp_path):
+    """A small network in the published format, from a local server, on the digits."""
+    released = tmp_path / "vp-fdm.pkl"
+    released.write_bytes(pickle.dumps(make("vp", "fdm", persistence, channels=1)[1]))
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    profile, folder = "published-checkpoints", scratch.path / "profiles" / "published-checkpoints"
+    values = yaml.safe_load((folder / "params.yaml").read_text())
+    values["threads"] = 1
+    values["dataset"] = {"name": "digits", "resolution": 8, "conditional": True}
+    values["evaluation"] |= {"extractor": "efficientnet-lite0", "reference": "half", "samples": 64, "batch": 32,
+                             "duration_nfe": 5, "nfe": [5, 11]}  # fmt: skip
+    values["runs"] = {"vp-fdm-0": values["runs"]["vp-fdm-0"]}
+    url = f"http://127.0.0.1:{server.server_port}/{released.name}"
+    values["runs"]["vp-fdm-0"]["checkpoint"] |= {"url": url, "sha256": sha256(released)}
+    before = (folder / "params.yaml").read_text()
+    try:
+        wrong = yaml.safe_dump(values).replace(sha256(released), "f" * 64)
+        (folder / "params.yaml").write_text(wrong)
+        printed = scratch(f"dvc repro {folder}/dvc.yaml:fetch@vp-fdm-0", check=False)
+        assert "is wanted; it is not kept" in printed
+        (folder / "params.yaml").write_text(yaml.safe_dump(values))
+        printed = scratch(f"dvc repro {folder}/dvc.yaml:tables")
+        assert "vp-fdm.pkl, sha256" in printed
+        results = scratch.path / "results" / profile
+        rows = study.read(results / "measurements.csv")
+        assert set(rows["run"]) == {"vp-fdm-0"}
+        assert set(rows["kimg"]) == {200_000}
+        assert set(rows["nfe"]) == {5, 11}
+        assert (
+            "| published | AFHQv2 | FID | 50,000 | 100% (200 Mimg) |" in (results / "tables" / "table1.md").read_text()
+        )
+    finally:
+        server.shutdown()
+        (folder / "params.yaml").write_text(before)
+        for path in (folder / "dvc.lock", folder / ".gitignore"):
+            path.unlink(missing_ok=True)
+        shutil.rmtree(scratch.path / "results" / profile, ignore_errors=True)
