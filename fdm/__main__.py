@@ -181,6 +181,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     # In a log, a progress bar is a line now and then; tqdm reads this when it is first imported.
     os.environ.setdefault("TQDM_MININTERVAL", "0.5" if sys.stderr.isatty() else "15")
+    # jsonschema, which nbformat imports, would build a grammar of web addresses: 1.9 s for a check not used here.
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
     try:
         if args.params:
             args.function(profiles.load(Path(args.params)), args)
