@@ -3,7 +3,7 @@
 Each layer does one thing, in the default memory layout (NCHW): a filter tensor is repeated for every channel and
 resamples by grouped convolutions, attention multiplies with einsum, biases are added after the products, and the factor
 of a sum is a pass of its own. So do the implementations that the paper builds on, as far as their descriptions tell.
-Weights, gradients and outputs are those of `fdm.networks`; a test compares them.
+Weights, gradients and outputs are those of `fdm.networks`; a test compares them, for all parts together and one by one.
 """
 
 import math
@@ -28,19 +28,20 @@ def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
     return x if layer.bias is None else x.add_(layer.bias)
 
 
-def _resample_conv(layer: networks.ResampleConv, x: Tensor) -> Tensor:
+def _resample_conv(layer: networks.ResampleConv, x: Tensor, gain: float = 1.0) -> Tensor:
     channels, reach = x.shape[1], (len(layer.taps) - 1) // 2
     if layer.fused:  # the filter sees what a convolution with zeros around made
         x = F.conv2d(x, layer.weight, padding=layer.weight.shape[-1] // 2 + reach)
         x = F.conv2d(x, layer.resample_filter.tile(x.shape[1], 1, 1, 1), stride=2, groups=x.shape[1])
         assert layer.bias is not None
-        return x + layer.bias[:, None, None]
+        return (x + layer.bias[:, None, None]) * gain
     filters = layer.resample_filter.tile(channels, 1, 1, 1)
     if layer.direction == "up":
         x = F.conv_transpose2d(x, 4 * filters, stride=2, padding=reach, groups=channels)
     else:
         x = F.conv2d(x, filters, stride=2, padding=reach, groups=channels)
-    return _conv(layer, x)
+    x = _conv(layer, x)
+    return x if gain == 1 else x * gain
 
 
 def _block(block: networks.UNetBlock, x: Tensor, emb: Tensor) -> Tensor:
@@ -57,14 +58,21 @@ def _block(block: networks.UNetBlock, x: Tensor, emb: Tensor) -> Tensor:
     return x
 
 
-def plain(denoiser: Denoiser) -> Denoiser:
-    """The same denoiser, which from now on computes the usual way; returned for convenience."""
-    kinds: list[tuple[type, Any]] = [
-        (networks.ResampleConv, _resample_conv), (nn.Conv2d, _conv), (nn.Linear, _linear), (networks.UNetBlock, _block),
-    ]  # fmt: skip
+# What can be put back by itself: the memory layout; up- and downsampling; the residual blocks, with their attention and
+# biases; and, of the training, an optimiser and an average that go through the parameters one by one.
+PARTS = ("layout", "resampling", "blocks", "optimiser")
+_FORWARDS: list[tuple[str, type, Any]] = [
+    ("resampling", networks.ResampleConv, _resample_conv), ("blocks", networks.UNetBlock, _block),
+    ("blocks", nn.Conv2d, _conv), ("blocks", nn.Linear, _linear),
+]  # fmt: skip
+
+
+def plain(denoiser: Denoiser, parts: tuple[str, ...] = PARTS) -> Denoiser:
+    """The same denoiser with these of its parts computed the usual way from now on; returned for convenience."""
     for module in denoiser.modules():
-        for kind, forward in kinds:
+        for part, kind, forward in _FORWARDS:
             if isinstance(module, kind):
-                module.forward = types.MethodType(forward, module)
+                if part in parts:
+                    module.forward = types.MethodType(forward, module)
                 break
-    return denoiser.to(memory_format=torch.contiguous_format)
+    return denoiser.to(memory_format=torch.contiguous_format if "layout" in parts else torch.channels_last)

@@ -1,10 +1,12 @@
 """The benchmark compares equal things, and its table says what was measured."""
 
+import functools
+
 import pytest
 import torch
 
-from benchmarks import __main__ as bench
-from benchmarks.plain import plain
+from benchmarks import bench
+from benchmarks.plain import PARTS, plain
 from fdm import checkpoints
 
 NETWORK = {"resolution": 8, "channels": 1, "label_dim": 10, "augment_dim": 0, "model_channels": 8,
@@ -15,8 +17,9 @@ def description(architecture="ddpmpp"):
     return {"network": NETWORK | {"architecture": architecture}, "denoiser": {"framework": "edm", "kernel": "fdm"}}
 
 
+@pytest.mark.parametrize("parts", [PARTS, *((part,) for part in PARTS)], ids=" ".join)
 @pytest.mark.parametrize("architecture", ["ddpmpp", "ncsnpp"])
-def test_the_plain_implementation_computes_the_same(architecture):
+def test_the_plain_implementation_computes_the_same(architecture, parts):
     torch.manual_seed(0)
     denoiser = checkpoints.build(description(architecture)).double()
     for parameter in denoiser.parameters():
@@ -25,7 +28,7 @@ def test_the_plain_implementation_computes_the_same(architecture):
     other.load_state_dict(denoiser.state_dict())
     x, sigma, labels = torch.randn(4, 1, 8, 8), torch.rand(4) + 0.1, torch.eye(10)[:4].double()
     results = []
-    for candidate in (denoiser.to(memory_format=torch.channels_last), plain(other)):
+    for candidate in (denoiser.to(memory_format=torch.channels_last), plain(other, parts)):
         F = candidate.model(x.double(), sigma.double(), labels)
         F.square().sum().backward()
         results.append([F, *(parameter.grad for parameter in candidate.parameters() if parameter.grad is not None)])
@@ -39,6 +42,7 @@ def test_a_benchmark_of_a_small_network(monkeypatch):
     monkeypatch.setattr(bench, "SECONDS", 0.0)
     monkeypatch.setattr(bench, "SCORED", 300)
     monkeypatch.setattr(bench, "memory", lambda *_: 1.0)
+    monkeypatch.setattr(bench, "frechet", functools.partial(bench.frechet, 16))
     measured = bench.bench(["digits"], ["plain"], 2, 1, "cpu")
     by = {(row["operation"], row["variant"]): row for row in measured["rows"]}
     assert set(by) == {(operation, variant) for operation in bench.OPERATIONS for variant in ("fdm", "plain")
@@ -50,6 +54,7 @@ def test_a_benchmark_of_a_small_network(monkeypatch):
         assert set(row.get("times_as_fast_as", ())) <= ({"plain"} if variant == "fdm" else set())
     assert by["training step", "fdm"]["flops_per_image"] == 3 * by["evaluation", "fdm"]["flops_per_image"]
     assert measured["scoring_over_sampling"]["digits"] > 0
+    assert all(0 < seconds["median"] < 1 for seconds in measured["frechet_distance_seconds"].values())
     text = bench.table(measured)
     assert text.count("\n| digits") == len(by)
     assert f"{by['evaluation', 'plain']['images_per_second']['median']:,.4g}" in text
@@ -57,6 +62,12 @@ def test_a_benchmark_of_a_small_network(monkeypatch):
 
 def test_peak_memory_is_measured_in_a_process_of_its_own():
     assert 1 < bench.memory("digits", "training step", "cpu", 1) < 2000
+
+
+def test_both_frechet_distances_are_of_the_same_samples(monkeypatch):
+    monkeypatch.setattr(bench, "SCORED", 100)
+    ours, theirs = (distance() for distance in bench.frechet(8).values())
+    assert ours == pytest.approx(theirs["frechet_inception_distance"], rel=1e-9)
 
 
 def test_a_missing_comparison_and_a_wrong_number_are_sentences(monkeypatch, capsys):
