@@ -27,10 +27,11 @@ from fdm.files import root, write_json, write_text
 from fdm.preconditioning import Denoiser
 
 NFE = 5  # of the sampling that is timed; its cost grows in proportion
+RUN_NFE = 25  # of the evaluation of a run, which is reckoned from that
 EXTRACTOR = "efficientnet-lite0"
 SCORED = 5000  # samples that are scored
 SECONDS = 0.3  # that one reading lasts at least
-OPERATIONS = ("training step", "evaluation", "sampling", "features", "scoring")
+OPERATIONS = ("training step", "evaluation", "sampling", "features", "scoring", "whole run")
 
 
 class Shape(NamedTuple):
@@ -285,8 +286,8 @@ def bench(names: list[str], against: list[str], rounds: int, threads: int, devic
         shape = shapes()[name]
         candidates = variants(shape, against, device)
         flops = {label: compute.flops(variant.denoiser) for label, variant in candidates.items()}
-        per_image: dict[str, float] = {}
-        for operation in OPERATIONS[:-1]:
+        taken: dict[str, list[float]] = {}  # seconds an image
+        for operation in MAKE:
             used = candidates if operation != "features" else {"fdm": candidates["fdm"]}
             functions = {label: MAKE[operation](v, shape.batch, device) for label, v in used.items()}
             seconds = measure(functions, rounds, device, f"{name}: {operation}")
@@ -306,12 +307,14 @@ def bench(names: list[str], against: list[str], rounds: int, threads: int, devic
                         for other in seconds if label.startswith("fdm") and other != label
                     },
                 })  # fmt: skip
-            per_image[operation] = statistics.median(seconds["fdm"]) / shape.batch
+            taken[operation] = [value / shape.batch for value in seconds["fdm"]]
         scores = measure({"fdm": scoring()}, max(2, rounds // 3), device, f"{name}: scoring")["fdm"]
-        rows.append({"shape": name, "operation": "scoring", "variant": "fdm",
-                     "images_per_second": spread([SCORED / value for value in scores])})  # fmt: skip
-        sampled = SCORED * per_image["sampling"] * 25 / NFE
-        shares[name] = (SCORED * per_image["features"] + statistics.median(scores)) / sampled
+        sampled = [value * RUN_NFE / NFE for value in taken["sampling"]]
+        scored = [value + statistics.median(scores) / SCORED for value in taken["features"]]
+        whole = [1 / (a + b) for a, b in zip(sampled, scored, strict=True)]
+        for operation, speeds in (("scoring", [SCORED / value for value in scores]), ("whole run", whole)):
+            rows.append({"shape": name, "operation": operation, "variant": "fdm", "images_per_second": spread(speeds)})
+        shares[name] = statistics.median(scored) / statistics.median(sampled)
         peaks.append(compute.matmul_peak(device, "fp32"))
     distances = measure(frechet(), max(2, rounds // 3), device, "Frechet distance")
     return {
@@ -347,7 +350,8 @@ def table(measured: dict[str, Any]) -> str:
         f"{measured['rounds']} rounds in turn, quartiles in brackets; float32 products reach {peak:,.0f} GFLOP/s.",
         "", f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}",
         *(f"| {' | '.join(line.values())} |" for line in lines),
-        "", f"Scoring {SCORED:,} samples costs, in units of sampling them in 25 evaluations: {shares}.",
+        "", f"*whole run* is the evaluation of one: {SCORED:,} samples in {RUN_NFE} evaluations each, their features "
+        f"and their scores, reckoned from the lines above it. Scoring costs, in units of sampling: {shares}.",
         f"The Fréchet distance of {SCORED:,} samples with 2,048 features takes {seconds['fdm']}; torch-fidelity's "
         f"{seconds['torch-fidelity']}.", "",
     ])  # fmt: skip

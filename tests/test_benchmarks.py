@@ -46,14 +46,17 @@ def test_a_benchmark_of_a_small_network(monkeypatch):
     measured = bench.bench(["digits"], ["plain"], 2, 1, "cpu")
     by = {(row["operation"], row["variant"]): row for row in measured["rows"]}
     assert set(by) == {(operation, variant) for operation in bench.OPERATIONS for variant in ("fdm", "plain")
-                       if variant == "fdm" or operation not in ("features", "scoring")}  # fmt: skip
+                       if variant == "fdm" or operation not in ("features", "scoring", "whole run")}  # fmt: skip
     for (operation, variant), row in by.items():
         speed = row["images_per_second"]
         assert 0 < speed["low"] <= speed["median"] <= speed["high"]
-        assert (operation in ("features", "scoring")) == (row.get("share_of_peak") is None)
+        assert (operation in ("features", "scoring", "whole run")) == (row.get("share_of_peak") is None)
         assert set(row.get("times_as_fast_as", ())) <= ({"plain"} if variant == "fdm" else set())
     assert by["training step", "fdm"]["flops_per_image"] == 3 * by["evaluation", "fdm"]["flops_per_image"]
     assert measured["scoring_over_sampling"]["digits"] > 0
+    parts = [by[part, "fdm"]["images_per_second"]["median"] for part in ("sampling", "features", "scoring")]
+    reckoned = 1 / (bench.RUN_NFE / bench.NFE / parts[0] + 1 / parts[1] + 1 / parts[2])
+    assert by["whole run", "fdm"]["images_per_second"]["median"] == pytest.approx(reckoned, rel=0.5)
     assert all(0 < seconds["median"] < 1 for seconds in measured["frechet_distance_seconds"].values())
     text = bench.table(measured)
     assert text.count("\n| digits") == len(by)
