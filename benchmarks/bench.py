@@ -277,18 +277,28 @@ def memory(name: str, operation: str, device: str, threads: int) -> float:
     return results.get()
 
 
+def timed(label: str, operation: str) -> bool:
+    """Whether an implementation is timed doing that: all have the same extractor, and a part shows in the first two."""
+    return (
+        label == "fdm"
+        or operation in ("training step", "evaluation")
+        or (operation == "sampling" and not label.startswith("plain "))
+    )
+
+
 def bench(names: list[str], against: list[str], rounds: int, threads: int, device: str) -> dict[str, Any]:
     """All measurements of the named shapes: rows, and what they were taken on."""
     machine = provenance.origin(time.time())
     rows, peaks = [], [compute.matmul_peak(device, "fp32")]
     shares = {}
+    scores = measure({"fdm": scoring()}, max(2, rounds // 3), device, "scoring")["fdm"]
     for name in names:
         shape = shapes()[name]
         candidates = variants(shape, against, device)
         flops = {label: compute.flops(variant.denoiser) for label, variant in candidates.items()}
         taken: dict[str, list[float]] = {}  # seconds an image
         for operation in MAKE:
-            used = candidates if operation != "features" else {"fdm": candidates["fdm"]}
+            used = {label: v for label, v in candidates.items() if timed(label, operation)}
             functions = {label: MAKE[operation](v, shape.batch, device) for label, v in used.items()}
             seconds = measure(functions, rounds, device, f"{name}: {operation}")
             needs = memory(name, operation, device, threads)
@@ -308,7 +318,6 @@ def bench(names: list[str], against: list[str], rounds: int, threads: int, devic
                     },
                 })  # fmt: skip
             taken[operation] = [value / shape.batch for value in seconds["fdm"]]
-        scores = measure({"fdm": scoring()}, max(2, rounds // 3), device, f"{name}: scoring")["fdm"]
         sampled = [value * RUN_NFE / NFE for value in taken["sampling"]]
         scored = [value + statistics.median(scores) / SCORED for value in taken["features"]]
         whole = [1 / (a + b) for a, b in zip(sampled, scored, strict=True)]
@@ -368,7 +377,7 @@ def main() -> int:
         help="timed in turn with this one (plain: as networks are usually written, in benchmarks/plain.py; a part: "
         "that part alone so)",
     )  # fmt: skip
-    parser.add_argument("--rounds", type=int, default=9, help="readings of each (9)")
+    parser.add_argument("--rounds", type=int, default=5, help="readings of each (5)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads (as many as cores)")
     parser.add_argument("--out", type=Path, default=root() / "work" / "bench", help="folder for the table (work/bench)")
     args = parser.parse_args()
