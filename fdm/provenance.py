@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import subprocess
 import time
 from importlib.metadata import version
@@ -32,7 +33,6 @@ def record(provenance: Path, content: str, started: float, **what: Any) -> None:
 
 def origin(started: float) -> dict[str, Any]:
     """When, where and with what the calling process worked since `started` (seconds since the epoch)."""
-    import torch
 
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=root(), capture_output=True, text=True).stdout.rstrip("\n")
@@ -51,12 +51,20 @@ def origin(started: float) -> dict[str, Any]:
         "seconds": round(time.time() - started, 1),
         "revision": git("rev-parse", "HEAD"),
         "changed_since_revision": changed,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu,
+        "device": _gpu() or cpu,
         "cores": os.cpu_count(),
         "platform": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": {name: version(name) for name in VERSIONS},
     }
+
+
+def _gpu() -> str | None:
+    if not any(map(shutil.which, ("nvidia-smi", "rocm-smi"))):
+        return None  # importing torch to learn as much takes two seconds, in every stage
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
 def _lines(path: str) -> list[str]:
