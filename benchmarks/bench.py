@@ -266,7 +266,7 @@ def _memory_of(name: str, operation: str, device: str, threads: int, results: An
 
 
 def memory(name: str, operation: str, device: str, threads: int) -> float:
-    """MiB that the operation needs beyond Python, PyTorch and the network, in a process of its own."""
+    """MiB that the operation adds to the most that its process held while the network was made, in one of its own."""
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     process = context.Process(target=_memory_of, args=(name, operation, device, threads, results))
