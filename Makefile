@@ -1,4 +1,4 @@
-# make repro   regenerate the tables, figures and notebooks of PROFILE (digits), in under 20 minutes on two cores
+# make repro   regenerate the tables, figures and notebooks of PROFILE (digits), in 11 to 17 minutes on two cores
 # make test    check everything: style, types, tests, the small pipeline, the committed notebooks
 # make lab     open JupyterLab on the notebooks
 # make plan    what PROFILE will cost in hours, memory and disk, and what is missing; trains nothing
