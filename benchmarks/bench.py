@@ -31,7 +31,6 @@ RUN_NFE = 25  # of the evaluation of a run, which is reckoned from that
 EXTRACTOR = "efficientnet-lite0"
 SCORED = 5000  # samples that are scored
 SECONDS = 0.3  # that one reading lasts at least
-OPERATIONS = ("training step", "evaluation", "sampling", "features", "scoring", "whole run")
 
 
 class Shape(NamedTuple):
