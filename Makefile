@@ -1,9 +1,11 @@
-# make repro   regenerate the tables, figures and notebooks of PROFILE (digits), in 11 to 17 minutes on two cores
+# make repro   regenerate the tables, figures and notebooks of PROFILE (digits)
 # make test    check everything: style, types, tests, the small pipeline, the committed notebooks
+# make check-fast   style, types and the quick tests, for the time between two edits: a minute
 # make lab     open JupyterLab on the notebooks
 # make plan    what PROFILE will cost in hours, memory and disk, and what is missing; trains nothing
 # make doctor  what this machine has, and what each profile can do on it
 # make verify  compare what make repro made of PROFILE, number by number, with what is committed and published
+# make rounding   train and score PROFILE under other arithmetic, to see what rounding does to its numbers
 # make bench   time training, sampling and scoring of three networks (AGAINST=diffusers: and diffusers' networks)
 # make check   validate the parameters of PROFILE and run nothing
 # make venv    set up .venv from requirements.lock (the other targets do that when it is missing or stale)
@@ -22,7 +24,7 @@ export PYTHONPATH := $(CURDIR)
 export PYTHONDONTWRITEBYTECODE :=
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help repro test lab plan doctor verify bench check venv lock clean
+.PHONY: help repro test check-fast style lab plan doctor verify rounding bench check venv lock clean
 
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
@@ -38,10 +40,18 @@ help:
 venv: .venv/ready
 
 repro: .venv/ready
-	@test -f $(FOLDER)/dvc.yaml || { echo "There is no profile $(PROFILE); the profiles are digits $$(ls profiles | tr '\n' ' ')." >&2; exit 1; }
+	@test -f $(FOLDER)/params.yaml || { echo "There is no profile $(PROFILE); the profiles are digits $$(ls profiles | tr '\n' ' ')." >&2; exit 1; }
 	@find .dvc/tmp -name rwlock -empty -delete 2>/dev/null || true  # which a DVC that was killed may leave, and not read
+	@python -m fdm pipeline --params $(FOLDER)/params.yaml
 	dvc repro $(FOLDER)/dvc.yaml
 	@test $(PROFILE) != ablations || python -m fdm readme --params $(FOLDER)/params.yaml
+	@echo
+	@if test -z "$$(git status --porcelain results/$(PROFILE) 2>/dev/null)"; then \
+		echo "results/$(PROFILE) is as committed: what was computed here agrees with it, or is nothing new."; \
+	else \
+		echo "Other than committed, as it did not agree or is new:"; git status --short results/$(PROFILE); \
+	fi
+	@echo "This machine's own numbers are in build/$(PROFILE)/here; make verify PROFILE=$(PROFILE) compares them one by one."
 
 check: .venv/ready
 	@python -m fdm check --params $(FOLDER)/params.yaml
@@ -59,10 +69,18 @@ bench: .venv/ready
 doctor: .venv/ready
 	@python -m fdm doctor
 
-test: .venv/ready
+rounding: .venv/ready
+	@python -m fdm rounding --params $(FOLDER)/params.yaml
+
+style: .venv/ready
 	ruff check .
 	ruff format --check .
 	mypy
+
+check-fast: style
+	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile -m "not slow"
+
+test: style
 	@# Two processes: the pipeline's tests take as long as the others together.
 	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term-missing:skip-covered \
 		--durations=12 tests/test_pipeline.py tests

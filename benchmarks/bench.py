@@ -21,7 +21,7 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 from tqdm import tqdm
 
 from benchmarks.plain import PARTS, plain
-from fdm import checkpoints, compute, evaluation, losses, plan, profiles, provenance, sampling, training
+from fdm import checkpoints, compute, evaluation, losses, plan, profiles, provenance, sampling
 from fdm.errors import FdmError
 from fdm.files import root, write_json, write_text
 from fdm.preconditioning import Denoiser
@@ -45,7 +45,7 @@ def shapes() -> dict[str, Shape]:
     out = {}
     for name, profile, batch in (("digits", "digits", 128), ("paper", "paper-cifar10", 8)):
         p = profiles.find(profile)
-        out[name] = Shape(training.describe(p, "edm-fdm-0", plan.dataset_of(p)), batch)
+        out[name] = Shape(checkpoints.specify(p, "edm-fdm-0", plan.dataset_of(p)), batch)
     network = {
         "architecture": "ddpmpp", "resolution": 32, "channels": 3, "model_channels": 64, "channel_mult": [1, 2, 2],
         "num_blocks": 2, "attn_resolutions": [16],

@@ -18,11 +18,19 @@ def check(profile: Profile, args: argparse.Namespace) -> None:
     print(f"{profile.params_file} is valid: {len(profile.runs)} runs of {profile.profile} on {profile.dataset.name}.")
 
 
-def code(profile: Profile, args: argparse.Namespace) -> None:
-    """Write the notebooks' code cells, which the other stages depend on."""
-    from fdm import notebooks
+def pipeline(profile: Profile, args: argparse.Namespace) -> None:
+    """Write the profile's dvc.yaml, where it is not current."""
+    from fdm import pipeline
 
-    notebooks.extract_code(NOTEBOOKS, profile.build / "code")
+    pipeline.write(profile)
+
+
+def code(profile: Profile, args: argparse.Namespace) -> None:
+    """Write what the other stages depend on: the source behind each of them."""
+    from fdm import pipeline
+
+    for stage in pipeline.coded(profile):
+        write_text(profile.build / "code" / f"{stage}.txt", pipeline.code(profile, stage))
 
 
 def prepare(profile: Profile, args: argparse.Namespace) -> None:
@@ -35,64 +43,46 @@ def prepare(profile: Profile, args: argparse.Namespace) -> None:
 
 def reference(profile: Profile, args: argparse.Namespace) -> None:
     """Compute the features of the real images, and the floor of each metric."""
-    import torch
+    from fdm import runs
 
-    from fdm import compute, data, evaluation
-
-    torch.set_num_threads(profile.threads)
-    dataset = data.load(profile.build / "dataset.safetensors")
-    path = profile.build / "reference.safetensors"
-    evaluation.make_reference(profile, dataset, path, compute.device())
-    _, everything, _ = evaluation.load_reference(profile, path)
-    floor = evaluation.calibrate(profile, everything)
-    write_text(profile.results / "calibration.csv", floor.to_csv(index=False))
-    print(floor.to_string(index=False))
+    print(runs.reference(profile).drop(columns="experiment").to_string(index=False))
 
 
 def fetch(profile: Profile, args: argparse.Namespace) -> None:
-    """Fetch the published network of one run into downloads/ and import it, in a profile that trains none."""
-    from fdm import published
+    """Fetch the published networks into downloads/ and import them, in a profile that trains none."""
+    from fdm import published, runs
 
-    path = published.fetch(profile, args.run, profile.build / "checkpoints" / args.run)
-    about = published.checkpoints.describe(path)
-    print(f"{path}: {about['published']}, sha256 {about['sha256']}, {about['denoiser']}, {about['network']}")
+    for name in profile.runs:
+        path = published.fetch(profile, name, runs.checkpoints_of(profile, name))
+        about = published.checkpoints.describe(path)
+        print(f"{path}: {about['published']}, sha256 {about['sha256']}, {about['denoiser']}, {about['network']}")
 
 
 def notebook(profile: Profile, args: argparse.Namespace) -> None:
-    """Execute one notebook for a profile and, with --run, for one run."""
+    """Execute one notebook for a profile."""
     from fdm import notebooks
 
-    parameters = {"params_file": profile.params_file}
-    name = args.name
-    if args.run:
-        profile.run(args.run)
-        parameters["run"] = args.run
-        name = f"{args.name}+{args.run}"
-    notebooks.execute(
-        args.name, parameters, profile.build / "notebooks" / f"{name}.ipynb",
-        profile.results / "provenance" / f"{name}.json", profile.threads,
-    )  # fmt: skip
-
-
-def cell(profile: Profile, args: argparse.Namespace) -> None:
-    """Train and score one cell of an ablation with every seed."""
-    from fdm import ablations
-
-    ablations.measure(profile, args.cell)
+    notebooks.execute(args.name, {"params_file": profile.params_file}, profile)
 
 
 def publish(profile: Profile, args: argparse.Namespace) -> None:
     """Put the executed notebooks, with their present prose, under results/<profile>/notebooks."""
-    from fdm import evaluation, notebooks, training
+    from fdm import notebooks, pipeline
 
-    per_run = ["03_evaluate"] if profile.published else ["02_train", "03_evaluate"]
-    every_run = [f"{name}+{run}" for run in profile.runs for name in per_run]
-    names = ["05_ablations"] if profile.cells else ["01_kernel", *every_run, "04_tables", "06_published_code"]
-    executed = [profile.build / "notebooks" / f"{name}.ipynb" for name in names]
+    executed = [profile.build / "notebooks" / f"{name}.ipynb" for name in pipeline.books(profile)]
     notebooks.publish(executed, profile.results / "notebooks")
-    # All stages before this one are done with: what they kept for a rerun would keep a forced one from working anew.
-    for module in (training, evaluation):
-        module.forget(profile, root() / "work")
+
+
+def sample(args: argparse.Namespace) -> None:
+    """Draw samples from a trained network that is kept in git, or from a checkpoint, and write them as one picture."""
+    import fdm
+
+    denoiser = fdm.load(args.run, args.profile)
+    images = fdm.sample(denoiser, args.n, args.sampler, args.nfe, args.seed)
+    from fdm import pictures
+
+    pictures.write_grid(images, args.out)
+    print(f"{args.out}: {args.n} samples of {args.run}, {args.sampler}, {args.nfe} evaluations, seeds from {args.seed}")
 
 
 def readme(profile: Profile, args: argparse.Namespace) -> None:
@@ -139,6 +129,13 @@ def explain(profile: Profile, args: argparse.Namespace) -> None:
     print(explain.explain(profile, args.name))
 
 
+def rounding(profile: Profile, args: argparse.Namespace) -> None:
+    """Train and score the profile under other arithmetic, to see what rounding does: results/<profile>/rounding.csv."""
+    from fdm import rounding
+
+    print(rounding.measure(profile).to_string(index=False))
+
+
 def doctor(args: argparse.Namespace) -> None:
     """Check the environment, devices, disk, data and DVC, and say what each profile can do here."""
     from fdm import doctor
@@ -149,7 +146,9 @@ def doctor(args: argparse.Namespace) -> None:
         raise FdmError("Something is wrong for the default profile; see the lines above.")
 
 
-COMMANDS = [check, code, prepare, reference, fetch, notebook, cell, publish, readme, plan, verify, explain]
+COMMANDS = [
+    check, pipeline, code, prepare, reference, fetch, notebook, publish, readme, plan, verify, explain, rounding,
+]  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -162,11 +161,6 @@ def main(argv: list[str] | None = None) -> int:
         command.set_defaults(function=function)
         if function is notebook:
             command.add_argument("name", choices=NOTEBOOKS, help="which notebook")
-            command.add_argument("--run", help="for which run of the profile")
-        if function is cell:
-            command.add_argument("cell", help="which cell of the profile, such as edm-fdm-warmup")
-        if function is fetch:
-            command.add_argument("--run", required=True, help="which run of the profile, such as edm-fdm-0")
         if function is verify:
             command.add_argument("--revision", default="HEAD", help="of the committed results (HEAD)")
             command.add_argument("--out", type=Path, help="folder for the report (work/verify)")
@@ -176,6 +170,15 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("file", type=Path, help="edm-*.pkl or network-snapshot-*.pkl")
     command.add_argument("--out", type=Path, required=True, help="folder for <name>.safetensors and <name>.json")
     command.set_defaults(function=import_checkpoint, params=None)
+    command = commands.add_parser("sample", help=sample.__doc__, description=sample.__doc__)
+    command.add_argument("--run", default="edm-fdm-0", help="a run, or the path of a checkpoint (edm-fdm-0)")
+    command.add_argument("--profile", default="digits", help="the profile of the run (digits)")
+    command.add_argument("--sampler", default="heun", help="heun or dpm-solver++ (heun)")
+    command.add_argument("--nfe", type=int, default=25, help="network evaluations a sample (25)")
+    command.add_argument("--n", type=int, default=64, help="number of samples (64)")
+    command.add_argument("--seed", type=int, default=0, help="of the first sample; the next has the next (0)")
+    command.add_argument("--out", type=Path, required=True, help="the picture, such as grid.png")
+    command.set_defaults(function=sample, params=None)
     command = commands.add_parser("doctor", help=doctor.__doc__, description=doctor.__doc__)
     command.set_defaults(function=doctor, params=None)
     args = parser.parse_args(argv)

@@ -38,6 +38,12 @@ def device() -> str:
     return "cuda" if is_cuda_available() else "cpu"
 
 
+def arithmetic(device: str) -> dict[str, str]:
+    """What decides the last bits of a computation, beside code, data and threads: library, device, instruction set."""
+    kind = torch.backends.cpu.get_cpu_capability() if device == "cpu" else ""  # a GPU's would start CUDA
+    return {"torch": torch.__version__, "device": device, "kind": kind}
+
+
 def require(precision: Precision, processes: int, device: str) -> None:
     """Raise FdmError when the device cannot compute in that precision, or there are too few devices.
 

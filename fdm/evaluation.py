@@ -29,23 +29,13 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_featur
 from torch_fidelity.utils import create_feature_extractor
 from tqdm import tqdm
 
-from fdm import checkpoints, compute, sampling, training
+from fdm import checkpoints, closure, compute, sampling
 from fdm.data import Dataset, halves
 from fdm.errors import FdmError
-from fdm.files import code_hash, digest, replace, root, sha256, write_json
+from fdm.files import digest, replace, root, write_json
 from fdm.names import Sampler
 from fdm.preconditioning import SIGMA_RANGE
-from fdm.profiles import SNAPSHOTS, EvaluationParams, Profile
-from fdm.training import snapshot_name
-
-CODE = (
-    *training.CODE,
-    "samplers.__init__",
-    "samplers.dpm_solver",
-    "samplers.heun",
-    "sampling",
-    "evaluation",
-)  # the modules whose source shapes a measurement
+from fdm.profiles import EvaluationParams, Profile
 
 LIMIT = 5000  # images of a set for KID, precision and recall, whose cost grows with the square of it
 BOOTSTRAP = 1000  # resamples of an interval
@@ -56,7 +46,7 @@ CONTEXT = (
     "profile", "dataset", "run", "framework", "kernel", "seed", "duration", "kimg", "sampler", "nfe", "sigma_max",
     "latents", "reference",
 )  # fmt: skip
-ORIGIN = ("extractor", "checkpoint", "code", "device")
+ORIGIN = ("extractor", "experiment", "checkpoint", "device")
 GRID = 64  # samples that are kept as pictures
 METRIC = {"efficientnet-lite0": "FD(EfficientNet-Lite0)", "inception-v3-compat": "FID"}
 
@@ -261,11 +251,12 @@ def load_reference(profile: Profile, path: Path) -> tuple[Tensor, Tensor, dict[s
     return reference, everything, description
 
 
-def calibrate(profile: Profile, everything: Tensor) -> pd.DataFrame:
+def calibrate(profile: Profile, everything: Tensor, made_by: dict[str, str]) -> pd.DataFrame:
     """The floor of each metric: real images against other real images, over random disjoint pairs of sets.
 
     Each set is as large as the generated ones, or half of the data where that is smaller (n tells). `value` is
-    the mean, `low` and `high` hold 95 % of the pairs.
+    the mean, `low` and `high` hold 95 % of the pairs; `experiment` is a hash of all that shapes them, `made_by`, the
+    features' description, among it.
     """
     frechet = METRIC[profile.evaluation.extractor]
     rows = []
@@ -275,32 +266,17 @@ def calibrate(profile: Profile, everything: Tensor) -> pd.DataFrame:
         pick = torch.randperm(len(b), generator=torch.Generator().manual_seed(seed))[:n]
         generated, real = everything[b[pick]], everything[a]
         rows += score(generated, real, frechet)
+    par = profile.evaluation
+    shape = [made_by, par.reference, par.samples, closure.digest("evaluation")]
     table = pd.DataFrame(rows).groupby("metric", sort=False)
     quantiles = table["value"].quantile([0.025, 0.975]).unstack()
     return pd.DataFrame(
         {"value": table["value"].mean(), "low": quantiles[0.025], "high": quantiles[0.975],
-         "n": table["n"].first(), "n_reference": table["n_reference"].first()}
+         "n": table["n"].first(), "n_reference": table["n_reference"].first(), "experiment": digest(shape)}
     ).reset_index()  # fmt: skip
 
 
 # -------------------------------------------------------------------------------------------------- evaluation
-
-
-def shares(profile: Profile) -> tuple[float, ...]:
-    """Shares of the training at which there is a checkpoint: of a published network, only its end."""
-    return SNAPSHOTS[-1:] if profile.published else SNAPSHOTS
-
-
-def expected(profile: Profile, name: str, dataset: Dataset) -> dict[str, Any]:
-    """What a checkpoint's description must say; of a published network, that it is of the run's model and data."""
-    if not profile.published:
-        return training.describe(profile, name, dataset)
-    run, (channels, resolution, _) = profile.run(name), dataset.shape
-    label_dim = dataset.classes if profile.dataset.conditional else 0
-    return {
-        "network": {"resolution": resolution, "channels": channels, "label_dim": label_dim},
-        "denoiser": {"framework": run.framework, "kernel": run.kernel},
-    }
 
 
 class Setting(NamedTuple):
@@ -320,7 +296,7 @@ def settings(profile: Profile, name: str) -> list[Setting]:
     the published 80), and once with more samples, for the noise of the metric.
     """
     par, top = profile.evaluation, sampling.SIGMA_MAX
-    table1 = [Setting(share, "heun", par.duration_nfe, top, par.samples) for share in shares(profile)]
+    table1 = [Setting(share, "heun", par.duration_nfe, top, par.samples) for share in checkpoints.shares(profile)]
     if profile.cells and name.rpartition("-")[0] not in par.thorough:
         return table1
     samplers: tuple[Sampler, ...] = ("heun", "dpm-solver++")
@@ -353,38 +329,87 @@ def noise_of_metric(generated: Tensor, everything: Tensor, par: EvaluationParams
     return rows
 
 
+def experiments(profile: Profile, name: str, trained: str, dataset: str, weights: str) -> dict[Setting, str]:
+    """What each measurement of a run is called: a hash of all that shapes it, the same on every machine.
+
+    `trained` is what the training is called, `dataset` the hash of the images, `weights` that of the extractor's.
+    """
+    par = profile.evaluation
+    shape = {
+        "trained": trained, "dataset": dataset, "extractor": [par.extractor, weights], "reference": par.reference,
+        "batch": par.batch, "samples": par.samples, "precision": par.precision, "code": closure.digest("evaluation"),
+    }  # fmt: skip
+    return {setting: digest(shape | {"setting": setting}) for setting in settings(profile, name)}
+
+
 def evaluate(
     profile: Profile,
     name: str,
     dataset: Dataset,
     folder: Path,
     reference: Path,
-    work: Path,
+    memory: Path,
     device: str = "cpu",
+    advance: Callable[[int], None] | None = None,
 ) -> pd.DataFrame:
     """Score the checkpoints of one run in `folder`; returns one tidy row a (duration, sampler, NFE, metric).
 
-    What is measured is kept under `work`, so that an interrupted evaluation goes on, until `forget`.
+    Each measurement is remembered in the file `memory` by all that shapes it, weights and arithmetic included, so that
+    an interrupted evaluation goes on, and one more setting measures itself alone. `advance` is told of network
+    evaluations as they are made; without it a progress bar is shown.
+    Raises FdmError for checkpoints of another run, and for a reference of other images.
     """
     par = profile.evaluation
     made_by = load_reference(profile, reference)[2]
-    hashes = {share: sha256(_exists(folder / snapshot_name(share))) for share in shares(profile)}
+    if made_by["dataset"] != dataset.sha256:
+        raise FdmError(f"{reference} was computed from other images or weights; remove the file and rerun.")
+    paths = {share: folder / checkpoints.snapshot_name(share) for share in checkpoints.shares(profile)}
+    hashes = {share: checkpoints.describe(path)["weights"] for share, path in paths.items()}
     # The number of processes changes nothing that is measured: there are no more of them than GPUs, and it is no part
-    # of what names the memory, but for their threads.
+    # of what names a measurement, but for their threads.
     processes = par.processes if device == "cpu" else min(par.processes, torch.cuda.device_count())
-    threads = profile.threads if processes == 1 else 1
-    shape = [hashes, par.model_dump(exclude={"processes"}), made_by, code_hash(CODE), device, threads]
-    memory = work / f"scores-{profile.profile}+{name}-{digest(shape)}.json"
-    compute.launch(_measure, (profile, name, dataset, folder, reference, hashes, memory, device, processes), processes)
-    done = json.loads(memory.read_text())
-    rows = [row for setting in settings(profile, name) for row in done[json.dumps(setting)]]
+    bits = [profile.threads if processes == 1 else 1, compute.arithmetic(device)]
+    names = experiments(profile, name, _trained(folder), dataset.sha256, made_by["weights"])
+    keys = {setting: digest([called, hashes[setting.duration], bits]) for setting, called in names.items()}
+    known = remembered(memory)
+    todo = {setting: keys[setting] for setting in names if rows_under(known, keys[setting]) is None}
+    if advance:
+        advance(sum(setting.nfe * setting.samples for setting in names.keys() - todo.keys()))
+    if todo:
+        args = (profile, name, dataset, folder, reference, memory, device, processes, todo, advance)
+        compute.launch(_measure, args, processes)
+    done, rows = remembered(memory), []
+    for setting, called in names.items():
+        origin = {
+            "extractor": f"{par.extractor}:{made_by['weights']}", "experiment": called,
+            "checkpoint": hashes[setting.duration][:12], "device": device,
+        }  # fmt: skip
+        rows += [row | origin for row in done[keys[setting]]["rows"]]
     return pd.DataFrame(rows)[[*CONTEXT, "metric", "value", "low", "high", "n", "n_reference", *ORIGIN]]
 
 
-def forget(profile: Profile, work: Path) -> None:
-    """Remove what evaluations of a profile have kept: their results are in place."""
-    for memory in work.glob(f"scores-{profile.profile}+*.json"):
-        memory.unlink()
+def _trained(folder: Path) -> str:
+    """What the training behind a folder of checkpoints is called; of published networks, the hash of their files."""
+    path = folder / checkpoints.EXPERIMENT
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["experiment"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FdmError(f"{path} is missing or damaged; remove {folder} and run dvc repro.") from error
+
+
+def remembered(memory: Path) -> dict[str, dict[str, Any]]:
+    """What a memory of measurements holds: key -> rows and their hash; nothing where there is no such file."""
+    try:
+        found = json.loads(memory.read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def rows_under(memory: dict[str, dict[str, Any]], key: str) -> list[dict] | None:
+    """The rows that are remembered under a key, or None where there are none, or not those that were measured."""
+    entry = memory.get(key)
+    return entry["rows"] if isinstance(entry, dict) and entry.get("hash") == digest(entry.get("rows")) else None
 
 
 def _measure(
@@ -393,38 +418,33 @@ def _measure(
     dataset: Dataset,
     folder: Path,
     reference: Path,
-    hashes: dict[float, str],
     memory: Path,
     device: str,
     processes: int,
+    todo: dict[Setting, str],
+    advance: Callable[[int], None] | None,
 ) -> None:
-    """Measure, in this process and the others that accelerate knows of, what the file `memory` does not hold yet."""
+    """Measure, in this process and the others that accelerate knows of, and remember each setting under its key."""
     par, run = profile.evaluation, profile.run(name)
     accelerator = compute.accelerator(par.precision, processes, device)
     torch.set_num_threads(profile.threads if processes == 1 else 1)
     at = "cpu" if device == "cpu" else str(accelerator.device)  # which calls it cpu:0
     real, everything, made_by = load_reference(profile, reference)
     features, weights = extractor(par.extractor, at)
-    if weights != made_by["weights"] or made_by["dataset"] != dataset.sha256:
+    if weights != made_by["weights"]:
         raise FdmError(f"{reference} was computed from other images or weights; remove the file and rerun.")
-    done: dict[str, list[dict]] = json.loads(memory.read_text()) if memory.exists() else {}
-    wanted, code = expected(profile, name, dataset), code_hash(CODE)
+    wanted = checkpoints.expected(profile, name, dataset)
     # The batches are the same whatever the number of processes, and so are the samples, to the bit.
     mine: dict[Setting, list[range]] = {}
-    for setting in settings(profile, name):
+    for setting in todo:
         firsts = range(0, setting.samples, par.batch)
         batches = [range(first, min(first + par.batch, setting.samples)) for first in firsts]
         mine[setting] = batches[accelerator.process_index :: processes]
-    cost = {setting: setting.nfe * sum(len(seeds) for seeds in batches) for setting, batches in mine.items()}
-    progress = tqdm(
-        total=sum(cost.values()), unit="eval", unit_scale=True, desc=name, disable=not accelerator.is_main_process
-    )
+    total = sum(setting.nfe * sum(map(len, batches)) for setting, batches in mine.items())
+    hidden = advance is not None or not accelerator.is_main_process
+    progress = tqdm(total=total, unit="eval", unit_scale=True, desc=name, disable=hidden)
     for setting, batches in mine.items():
-        key = json.dumps(setting)
-        if key in done:
-            progress.update(cost[setting])
-            continue
-        denoiser, description = checkpoints.load(folder / snapshot_name(setting.duration), wanted)
+        denoiser, description = checkpoints.load(folder / checkpoints.snapshot_name(setting.duration), wanted)
         denoiser.to(at).to(memory_format=torch.channels_last)
         parts = []
         for seeds in batches:
@@ -433,6 +453,8 @@ def _measure(
                 images = sampling.sample(denoiser, seeds, setting.sampler, setting.nfe, at, setting.sigma_max)
             parts.append((seeds.start, features(images)))
             progress.update(setting.nfe * len(images))
+            if advance:
+                advance(setting.nfe * len(images))
         parts = gather_object(parts)
         if accelerator.is_main_process:
             context = {
@@ -440,10 +462,6 @@ def _measure(
                 "kernel": run.kernel, "seed": run.seed, "duration": setting.duration,
                 "kimg": description["images"] / 1000, "sampler": setting.sampler, "nfe": setting.nfe,
                 "sigma_max": sampling.noise_range(denoiser, setting.sigma_max)[1], "latents": 0, "reference": 0,
-            }  # fmt: skip
-            origin = {
-                "extractor": f"{par.extractor}:{weights}", "checkpoint": hashes[setting.duration][:12],
-                "code": code, "device": device,
             }  # fmt: skip
             generated = torch.cat([part for _, part in sorted(parts)])
             if setting.samples == par.samples:
@@ -453,15 +471,10 @@ def _measure(
             else:
                 rows = noise_of_metric(generated, everything, par)
             empty = {"low": None, "high": None}
-            done[key] = [context | {"metric": "", "value": None} | empty | row | origin for row in rows]
-            write_json(memory, done)
+            rows = [context | {"metric": "", "value": None} | empty | row for row in rows]
+            write_json(memory, remembered(memory) | {todo[setting]: {"rows": rows, "hash": digest(rows)}})
     progress.close()
     accelerator.end_training()
-
-
-def _exists(path: Path) -> Path:
-    checkpoints.describe(path)
-    return path
 
 
 @torch.inference_mode()
@@ -470,7 +483,7 @@ def pictures(profile: Profile, folder: Path, path: Path, device: str = "cpu") ->
 
     `grid` is uint8 (64, C, H, W) from seeds 0 to 63; `trajectory` float32 (steps + 1, C, H, W) of seed 0.
     """
-    denoiser, _ = checkpoints.load(folder / snapshot_name(1.0))
+    denoiser, _ = checkpoints.load(folder / checkpoints.snapshot_name(1.0))
     denoiser.to(device)
     nfe = profile.evaluation.duration_nfe
     grid = sampling.sample(denoiser, range(GRID), "heun", nfe, device)

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from fdm import explain_ablation, notebooks, study
+from fdm import agreement, explain_ablation, notebooks, pipeline, study
 from fdm.errors import FdmError
 from fdm.files import root
 from fdm.profiles import Profile
@@ -34,7 +34,7 @@ SETTING = ("framework", "kernel", "duration", "sampler", "nfe", "metric")
 READS = {
     "study.measurements": "results/{}/runs/*/measurements.csv",
     "study.calibration": "results/{}/calibration.csv",
-    "study.losses": "results/{}/runs/*/training/plots/metrics/loss.tsv",
+    "study.losses": "results/{}/training/*.csv",
     "report.pictures": "results/{}/runs/*/pictures.safetensors",
     "study.published": "results/published/table*.csv",
     "tables.published": "results/published/table*.csv",
@@ -169,8 +169,11 @@ def _provenance(profile: Profile, name: str) -> str:
         return f"{relative(path)}: missing or damaged, so that nothing is known"
 
 
-def _made_by(profile: Profile, names: list[str], stages: list[str]) -> list[str]:
-    """The lines on the notebooks of those names, their provenance, the stages, and the command that runs them again."""
+def _made_by(profile: Profile, names: list[str], stages: list[str], runs: Iterable[str] = ()) -> list[str]:
+    """The lines on the notebooks of those names, their provenance, the stages, and the command that runs them again.
+
+    What was computed for `runs` has to be removed before, or it would be taken as it is.
+    """
     place = Path(profile.params_file).with_name("dvc.yaml").as_posix()
     folder = relative(profile.results / "notebooks")
     return [
@@ -180,7 +183,7 @@ def _made_by(profile: Profile, names: list[str], stages: list[str]) -> list[str]
         *(f"  {_provenance(profile, name)}" for name in names),
         f"stages of {place}: {', '.join(stages)}",
         "made again by (as make repro does what has changed; publish renews results/ from the executed notebooks):",
-        f"  dvc repro -f -s {' '.join(f'{place}:{stage}' for stage in [*stages, 'publish'])}",
+        *pipeline.again(profile, stages, runs),
     ]
 
 
@@ -195,7 +198,7 @@ def _measured(profile: Profile, cell: Cell) -> str:
         f"{cell.metric} of {study.label(cell.framework, cell.kernel)} on {study.DATA[profile.dataset.name]}, lower is "
         f"better; in {_table_file(profile, cell)}",
     ]
-    if not math.isclose(cell.value, rows["value"].mean(), rel_tol=1e-12):
+    if not math.isclose(cell.value, rows["value"].mean(), rel_tol=agreement.RELATIVE):
         lines.append("This is NOT the mean of the rows below: the table is older than they are, or was altered.")
     lines.append(f"the mean of {len(rows)} rows:" if len(rows) > 1 else "the row behind it:")
     shown = [c for c in rows.columns if c not in ("profile", "dataset", "framework", "kernel", "low", "high")]
@@ -212,10 +215,9 @@ def _measured(profile: Profile, cell: Cell) -> str:
             values = table.model_dump(exclude_none=True)
             lines.append(f"  {key}: {', '.join(f'{name} {value}' for name, value in values.items())}")
     first = "fetch" if profile.published else "train"
-    per_run = ["03_evaluate"] if profile.published else ["02_train", "03_evaluate"]
-    names = [f"{notebook}+{run}" for run in runs for notebook in per_run]
-    stages = [f"{stage}@{run}" for run in runs for stage in (first, "evaluate")]
-    return "\n".join([*lines, *_made_by(profile, [*names, "04_tables"], [*stages, "tables"])])
+    names = ["03_evaluate"] if profile.published else ["02_train", "03_evaluate"]
+    lines += ["measured, with its provenance:", *(f"  {_provenance(profile, run)}" for run in runs)]
+    return "\n".join([*lines, *_made_by(profile, [*names, "04_tables"], [first, "evaluate", "tables"], runs)])
 
 
 def _calibration(profile: Profile, cell: Cell) -> str:
@@ -267,14 +269,13 @@ def _figure(profile: Profile, name: str) -> str:
         raise FdmError(f"There is no figure named {name}; the notebooks draw {', '.join(drawn)}.")
     notebook, code = drawn[name]
     stages = yaml.safe_load((root() / Path(profile.params_file).with_name("dvc.yaml")).read_text(encoding="utf-8"))
-    source, _, run = notebook.partition("+")
-    calls = {key: stage.get("do", stage).get("cmd", "") for key, stage in stages["stages"].items()}
-    (stage,) = [f"{key}@{run}" if run else key for key, call in calls.items() if f" {source} " in call]
+    calls = {key: stage["cmd"] for key, stage in stages["stages"].items()}
+    (stage,) = [key for key, call in calls.items() if f" {notebook} " in call]
     files = dict.fromkeys(READS[call].format(profile.profile) for call in reads(code))
     return "\n".join(
         [
-            f"figure[{name}]: " + ", ".join(map(relative, sorted(profile.results.glob(f"figures/{name}.*")))),
-            f"drawn by notebooks/{source}.ipynb, in a cell that uses:",
+            f"figure[{name}]: " + ", ".join(map(relative, sorted(profile.results.glob(f"figures/*/{name}.*")))),
+            f"drawn by notebooks/{notebook}.ipynb, in a cell that uses:",
             *(f"  {file}" for file in files),
             *([] if files else ["  nothing but the formulas and the code that the notebook runs, no data"]),
             *_made_by(profile, [notebook], [stage]),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from fdm import analysis, study
+from fdm import analysis, pipeline, study
 from fdm.errors import FdmError
 from fdm.files import root
 from fdm.profiles import Profile
@@ -72,28 +72,27 @@ def explain(profile: Profile, table: str, parts: list[str]) -> str:
         rows = study.standard(profile, rows)
         rows = rows[(rows["duration"] == float(share.strip("%")) / 100) & (rows["sampler"] == "heun")]
         rows = rows[rows["nfe"] == profile.evaluation.duration_nfe]
-    by_checkpoint = rows.groupby(["run", "duration", "checkpoint", "code", "device"], sort=False)
+    by_checkpoint = rows.groupby(["run", "duration", "checkpoint", "experiment", "device"], sort=False)
     lines = [
         f"{table}[{','.join(parts)}]: " + ", ".join(f"{key} {each}" for key, each in row.items() if pd.notna(each)),
         f"in {results}/tables/{table}.csv, made by fdm/analysis.py in notebooks/05_ablations.ipynb (executed: "
         f"{results}/notebooks/05_ablations.ipynb), from {len(rows)} distances in {results}/runs/<cell>/:",
     ]
-    for (run, duration, checkpoint, code, device), part in by_checkpoint:
+    for (run, duration, checkpoint, experiment, device), part in by_checkpoint:
         value = f"{part['value'].iloc[0]:.4f}" if len(part) == 1 else f"{len(part)} distances"
-        lines.append(
-            f"  {run}, {duration:.0%} of the training: {value}; checkpoint {checkpoint}, code {code}, {device}"
-        )
+        origin = f"checkpoint {checkpoint}, experiment {experiment}, {device}"
+        lines.append(f"  {run}, {duration:.0%} of the training: {value}; {origin}")
     lines.append("cells of the design, with their provenance:")
     for cell in cells:
         about = study.read_json(profile.results / "provenance" / f"{cell}.json")
         changes = profile.cells[cell].model_dump(exclude_defaults=True)
         lines.append(f"  {cell}: {', '.join(f'{key} {value}' for key, value in changes.items())}")
         seeds = ", ".join(map(str, profile.seeds))
-        when = f"{about['started']}, {about['device']}, {about['seconds']:.0f} s for the seeds {seeds}"
+        when = f"{about['started']}, {about['device']}, {about['training_seconds']:.0f} s of training, seeds {seeds}"
         lines.append(f"    revision {about['revision'][:12]}, {when}")
-    stages = [f"cell@{cell}" for cell in cells] + ["ablations", "publish"]
+    stages, runs = ["train", "evaluate", "ablations"], [run for cell in cells for run in profile.seeds_of(cell)]
     lines += [
         f"stages of {place}: {', '.join(stages)}",
-        "made again by:", f"  dvc repro -f -s {' '.join(f'{place}:{stage}' for stage in stages)}",
+        "made again by:", *pipeline.again(profile, stages, runs),
     ]  # fmt: skip
     return "\n".join(lines)

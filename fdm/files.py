@@ -5,7 +5,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,9 +52,14 @@ def write_text(path: Path, text: str) -> None:
     replace(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
+def json_text(value: Any) -> str:
+    """A value as indented JSON, keys in the order given."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON atomically, keys in the order given."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Write indented JSON atomically."""
+    write_text(path, json_text(value))
 
 
 def sha256(path: Path) -> str:
@@ -75,10 +80,3 @@ def hash_of(tensors: Mapping[str, "Tensor"]) -> str:
         h.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         h.update(tensor.contiguous().flatten().numpy().data)
     return h.hexdigest()
-
-
-def code_hash(modules: Iterable[str]) -> str:
-    """Hash of the sources of modules of this package (names without `fdm.`), 12 hexadecimal digits."""
-    folder = Path(__file__).parent
-    sources = [(folder / f"{name.replace('.', '/')}.py").read_text(encoding="utf-8") for name in modules]
-    return digest(sources)

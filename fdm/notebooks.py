@@ -4,7 +4,9 @@ A stage depends on a notebook's code alone. Its executed copy is published with 
 better words retrain nothing.
 """
 
+import base64
 import functools
+import io
 import json
 import os
 import sys
@@ -13,11 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import numpy as np
 from jupyter_client.manager import AsyncKernelManager
 from nbformat import NotebookNode
+from PIL import Image
 
+from fdm.agreement import same
 from fdm.errors import FdmError
-from fdm.files import digest, replace, root, write_text
+from fdm.files import digest, replace, root
+from fdm.profiles import Profile
 from fdm.provenance import record
 
 
@@ -85,11 +91,44 @@ def weave(source: NotebookNode, executed: NotebookNode) -> NotebookNode:
     return normalise(nbformat.v4.new_notebook(cells=woven))
 
 
-def execute(name: str, parameters: dict[str, Any], output: Path, provenance: Path, threads: int) -> None:
-    """Execute notebooks/<name>.ipynb with `parameters` and write the normalised copy to `output`.
+def _outputs_agree(old: NotebookNode, new: NotebookNode) -> bool:
+    """Whether two executed cells have the same source, and show the same but for rounding."""
+    if old.source != new.source or old.execution_count != new.execution_count:
+        return False
+    if len(old.outputs) != len(new.outputs):
+        return False
+    return all(_shown_alike(a, b) for a, b in zip(old.outputs, new.outputs, strict=True))
 
-    What the notebook writes to stderr, its progress bars, goes on to the terminal. `provenance` is written when
-    the results are not those it already tells of. Raises FdmError with the sentence of a failed cell.
+
+def _shown_alike(a: NotebookNode, b: NotebookNode) -> bool:
+    pictures = [out.get("data", {}).get("image/png") for out in (a, b)]
+    words = [json.dumps({**out, "data": {**out.get("data", {}), "image/png": ""}}, sort_keys=True) for out in (a, b)]
+    return same(*words) and (pictures[0] == pictures[1] or (all(pictures) and _pixels_alike(*map(str, pictures))))
+
+
+def _pixels_alike(a: str, b: str) -> bool:
+    """Whether two base64 PNGs have the same size and differ visibly in no more than one pixel of a thousand."""
+    one, two = (np.asarray(Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB"), int) for text in (a, b))
+    return one.shape == two.shape and bool((np.abs(one - two).max(axis=2) > 16).mean() <= 0.001)
+
+
+def settle(executed: NotebookNode, record: Path) -> NotebookNode:
+    """The code cells of an executed notebook; as they are on record where all of them agree but for rounding."""
+    cells = [cell for cell in normalise(executed).cells if cell.cell_type == "code"]
+    if record.is_file():
+        old = [cell for cell in normalise(read(record)).cells if cell.cell_type == "code"]
+        if len(old) == len(cells) and all(map(_outputs_agree, old, cells)):
+            cells = old
+    return normalise(nbformat.v4.new_notebook(cells=cells))
+
+
+def execute(name: str, parameters: dict[str, Any], profile: Profile) -> None:
+    """Execute notebooks/<name>.ipynb with `parameters`; its code cells go to build/<profile>/notebooks/<name>.ipynb.
+
+    There they are as on record in results/<profile>/notebooks where they agree with that but for rounding; the whole
+    notebook as it was executed here is in build/<profile>/here/notebooks. What it writes to stderr, its progress bars,
+    goes on to the terminal. Provenance is written when the results are not those it already tells of.
+    Raises FdmError with the sentence of a failed cell.
     """
     import papermill
     from papermill.exceptions import PapermillExecutionError
@@ -101,12 +140,12 @@ def execute(name: str, parameters: dict[str, Any], output: Path, provenance: Pat
         raise FdmError(f"{source.name} has no parameter named {', '.join(sorted(unknown))}.")
     os.environ |= {
         "PYTHONPATH": os.pathsep.join([str(root()), *filter(None, [os.environ.get("PYTHONPATH")])]),
-        "OMP_NUM_THREADS": str(threads),
+        "OMP_NUM_THREADS": str(profile.threads),
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         "PYTHONWARNINGS": "ignore:IProgress not found",  # bars are lines of text here, as they should be
         "TORCH_CPP_LOG_LEVEL": "ERROR",  # else each of several processes doubts an option that it needs
     }
-    failed = root() / "work" / "failed" / output.name
+    failed = root() / "work" / "failed" / f"{profile.profile}-{name}.ipynb"
     failed.parent.mkdir(parents=True, exist_ok=True)
     started = time.time()
     try:
@@ -121,21 +160,18 @@ def execute(name: str, parameters: dict[str, Any], output: Path, provenance: Pat
         raise FdmError(f"{name} failed with {error.ename}: {error.evalue} (see {failed}).") from None
     failed.unlink()
     executed = normalise(executed)
-    replace(output, lambda part: nbformat.write(executed, part))
-    record(provenance, digest(json.loads(nbformat.writes(executed))), started, notebook=name, parameters=parameters)
-
-
-def extract_code(names: list[str], folder: Path) -> None:
-    """Write the code of notebooks/<name>.ipynb to <folder>/<name>.py, for stages to depend on."""
-    for name in names:
-        write_text(folder / f"{name}.py", code(read(root() / "notebooks" / f"{name}.ipynb")))
+    replace(profile.build / "here" / "notebooks" / f"{name}.ipynb", functools.partial(nbformat.write, executed))
+    settled = settle(executed, profile.results / "notebooks" / f"{name}.ipynb")
+    replace(profile.build / "notebooks" / f"{name}.ipynb", functools.partial(nbformat.write, settled))
+    content = digest([[cell.source, cell.outputs] for cell in settled.cells])
+    record(profile.results / "provenance" / f"{name}.json", content, started, notebook=name, parameters=parameters)
 
 
 def publish(executed: list[Path], folder: Path) -> None:
-    """Write executed notebooks, named <source>[+<run>].ipynb, to `folder` with the prose of their sources."""
+    """Write executed notebooks to `folder` with the prose of their sources."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in executed:
-        source = read(root() / "notebooks" / f"{path.stem.split('+')[0]}.ipynb")
+        source = read(root() / "notebooks" / f"{path.stem}.ipynb")
         try:
             woven = weave(source, read(path))
         except ValueError as error:

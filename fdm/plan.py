@@ -15,10 +15,9 @@ from typing import Any, NamedTuple
 import pandas as pd
 import psutil
 import torch
-import yaml
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
-from fdm import ablations, archives, augmentation, checkpoints, compute, data, downloads, evaluation, losses, training
+from fdm import archives, augmentation, checkpoints, compute, data, downloads, evaluation, losses, pipeline, runs
 from fdm.data import Dataset
 from fdm.errors import FdmError
 from fdm.files import root
@@ -68,7 +67,7 @@ def dataset_of(profile: Profile) -> Dataset:
 def network(profile: Profile, name: str, dataset: Dataset) -> Network:
     """Cost of one run's network, without allocating it."""
     with torch.device("meta"):
-        denoiser = checkpoints.build(training.describe(profile, name, dataset)).train()
+        denoiser = checkpoints.build(checkpoints.specify(profile, name, dataset)).train()
         net: Any = denoiser.model
         x = torch.zeros(1, net.channels, net.resolution, net.resolution)
         labels = torch.zeros(1, net.label_dim) if net.label_dim else None
@@ -91,7 +90,7 @@ def networks_of(profile: Profile, dataset: Dataset) -> dict[str, Network]:
     """Cost of each run's network; none of published networks, which are unknown before they are fetched."""
     of, different = dict[str, str](), dict[str, Network]()
     for name in profile.runs if profile.training else {}:
-        of[name] = json.dumps(training.describe(profile, name, dataset)["network"])
+        of[name] = json.dumps(checkpoints.specify(profile, name, dataset)["network"])
         if of[name] not in different:  # an ablation has a hundred runs of two networks
             different[of[name]] = network(profile, name, dataset)
     return {name: different[key] for name, key in of.items()}
@@ -158,7 +157,7 @@ def _measure(profile: Profile, dataset: Dataset, names: list[str], train: bool, 
     free = free_memory(device) / (processes if device == "cpu" else 1)
     for name in names:
         cost, run = network(profile, name, dataset), profile.run(name)
-        denoiser: Denoiser = checkpoints.build(training.describe(profile, name, dataset)).to(at)
+        denoiser: Denoiser = checkpoints.build(checkpoints.specify(profile, name, dataset)).to(at)
         denoiser = denoiser.to(memory_format=torch.channels_last).train(train)
         adam = torch.optim.Adam(denoiser.parameters(), lr=0.0, fused=True)
         net: Any = denoiser.model
@@ -271,15 +270,11 @@ def disk(profile: Profile, need: Network | None) -> int:
 
 
 def stages(profile: Profile) -> list[str]:
-    """Stages that dvc repro would run, all for a profile that was never run; raises FdmError where DVC cannot tell."""
-    file = root() / Path(profile.params_file).with_name("dvc.yaml")
-    every = yaml.safe_load(file.read_text())["stages"]
-    each = profile.cells or profile.runs
-    names = [f"{name}@{key}" for name, stage in every.items() for key in (each if "foreach" in stage else [""])]
-    names = [name.removesuffix("@") for name in names]
-    if not file.with_suffix(".lock").exists():
-        return names
-    command = [sys.executable, "-m", "dvc", "repro", "--dry", "--allow-missing", str(file)]
+    """Stages that dvc repro would run: all where nothing was computed yet; raises FdmError if DVC cannot tell."""
+    if not (profile.build / "code").is_dir():
+        return list(pipeline.stages(profile))
+    pipeline.write(profile)
+    command = [sys.executable, "-m", "dvc", "repro", "--dry", str(pipeline.file_of(profile))]
     done = subprocess.run(command, cwd=root(), capture_output=True, text=True)
     if done.returncode:
         raise FdmError(f"DVC cannot tell what there is to run: {' '.join(done.stderr.split()) or 'run dvc status'}")
@@ -333,7 +328,7 @@ def _bill(profile: Profile, dataset: Dataset, networks: dict[str, Network]) -> l
         f"torch.compile): training {hours(total[0])}, scoring {hours(total[1])} at least, together "
         f"{hours(sum(total))}.",
     ]  # fmt: skip
-    if profile.cells and (n := ablations.at_once(profile)) > 1:
+    if (n := runs.at_once(profile, max(par.processes, ev.processes))) > 1:
         lines[-1] += f" {n} runs are computed at once, which takes {hours(sum(total) / n)} if cores share nothing."
     step = compute.TRAINING * max(net.flops for net in networks.values()) * par.batch
     lines += [

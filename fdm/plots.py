@@ -14,6 +14,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from fdm.agreement import settle
 from fdm.files import replace
 from fdm.study import MODELS, frechet, label
 
@@ -41,14 +42,15 @@ def use_style() -> None:
 
 
 def save(figure: Figure, folder: Path, name: str) -> None:
-    """Write <name>.svg and <name>.png without dates, so that the same figure is the same file."""
-    for suffix in ("svg", "png"):
-        metadata: dict[str, Any] = {"Date": None} if suffix == "svg" else {"Software": None}
+    """Write <name>.svg and <name>.png without dates; one that differs from that on record by rounding alone is kept."""
 
-        def write(part: Path, suffix: str = suffix, metadata: dict = metadata) -> None:
-            figure.savefig(part, format=suffix, metadata=metadata, bbox_inches="tight")
+    def write(part: Path, suffix: str = "svg", metadata: Any = (("Date", None),)) -> None:
+        figure.savefig(part, format=suffix, metadata=dict(metadata), bbox_inches="tight")
 
-        replace(folder / f"{name}.{suffix}", write)
+    png = folder / f"{name}.png"
+    kept = settle(folder / f"{name}.svg", write)
+    if not (kept and png.is_file()):
+        replace(png, lambda part: write(part, "png", (("Software", None),)))
 
 
 def style(framework: str, kernel: str) -> dict[str, Any]:
@@ -109,17 +111,6 @@ def quality_by_nfe(rows: pd.DataFrame, floor: pd.Series) -> Figure:
     axes[0].set_ylabel(_caption(rows))
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper")
-    return figure
-
-
-def speed(history: pd.DataFrame) -> Figure:
-    """Images per second, peak memory and utilisation of one training, from `study.speed`."""
-    figure, axes = plt.subplots(1, 3, figsize=(11, 2.6), layout="constrained")
-    columns = {"images_per_second": "images a second", "peak_memory_mib": "peak memory (MiB)",
-               "utilisation": "share of the device's peak (%)"}  # fmt: skip
-    for ax, (key, title) in zip(axes, columns.items(), strict=True):
-        ax.plot(history["images"] / 1000, history[key] * (100 if key == "utilisation" else 1), color=GREY)
-        ax.set(xlabel="training images (thousands)", ylabel=title, ylim=(0, None))
     return figure
 
 

@@ -207,6 +207,11 @@ class Profile(Strict):
         return [f"{cell}-{seed}" for seed in self.seeds]
 
     @property
+    def parts(self) -> dict[str, list[str]]:
+        """What is on record together, and its runs: in an ablation a cell with all its seeds, else a run by itself."""
+        return {cell: self.seeds_of(cell) for cell in self.cells} or {run: [run] for run in self.runs}
+
+    @property
     def published(self) -> bool:
         """Whether the runs are published networks, which are fetched and not trained."""
         return any(run.checkpoint for run in self.runs.values())

@@ -20,12 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fdm import checkpoints, downloads
+from fdm import checkpoints, closure, downloads
 from fdm.errors import FdmError
-from fdm.files import sha256, write_json
+from fdm.files import digest, sha256, write_json
 from fdm.preconditioning import SIGMA_DATA, SIGMA_RANGE, Denoiser
 from fdm.profiles import SNAPSHOTS, Profile
-from fdm.training import snapshot_name
 
 
 class Refused(Exception):
@@ -334,6 +333,8 @@ def fetch(profile: Profile, name: str, folder: Path) -> Path:
     if run.checkpoint is None:
         raise FdmError(f"{profile.params_file}: runs.{name} has no checkpoint to fetch; it is trained.")
     path = downloads.fetch(run.checkpoint.url, run.checkpoint.sha256)
-    target = folder / snapshot_name(SNAPSHOTS[-1])
+    target = folder / checkpoints.snapshot_name(SNAPSHOTS[-1])
     import_checkpoint(path, target, {"run": name, "images": round(run.checkpoint.kimg * 1000)})
+    told = {"run": name, "experiment": digest([sha256(path), closure.digest("published")])}
+    write_json(folder / checkpoints.EXPERIMENT, told)
     return target

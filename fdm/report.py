@@ -7,35 +7,31 @@ import pandas as pd
 from IPython.display import Markdown, display
 
 from fdm import study, tables
+from fdm.agreement import rounded, rounded_value, settle_text
 from fdm.errors import FdmError
-from fdm.files import root, write_json, write_text
+from fdm.files import json_text, root, write_text
 from fdm.profiles import Profile
 from fdm.study import DATA, frechet
 
 
-def introduce(profile: Profile, notebook: str, sections: list[str], run: str | None = None) -> None:
-    """Show which profile and run a notebook executes, with which sections of parameters, and link its provenance.
+def introduce(profile: Profile, notebook: str, sections: list[str]) -> None:
+    """Show which profile a notebook executes, with which sections of parameters, and link its provenance.
 
     `sections` are those that the notebook's stage depends on: others may change without its being executed again.
     """
-    name = f"{notebook}+{run}" if run else notebook
-    tables = ({"run": profile.run(run)} if run else {}) | {section: getattr(profile, section) for section in sections}
     rows = [
-        f"| {title} | "
-        + ", ".join(f"{key} {value}" for key, value in table.model_dump(exclude_none=True).items())
+        f"| {section} | "
+        + ", ".join(f"{key} {value}" for key, value in getattr(profile, section).model_dump(exclude_none=True).items())
         + " |"
-        for title, table in tables.items()
+        for section in sections
     ]
-    head = f"Profile **{profile.profile}**" + (f", run **{run}**" if run else "")
-    link = (
-        f"[provenance](../provenance/{name}.json): when and where this was executed, with which versions and revision"
-    )
-    table_text = "\n".join(["", "| | parameters |", "| --- | --- |", *rows]) if rows else ""
-    display(Markdown(f"{head} · {link}\n{table_text}"))
+    link = f"[provenance](../provenance/{notebook}.json): when and where this was executed, with which versions"
+    text = "\n".join(["", "| | parameters |", "| --- | --- |", *rows]) if rows else ""
+    display(Markdown(f"Profile **{profile.profile}** · {link}\n{text}"))
 
 
-def noise_levels(profile: Profile, run: str) -> pd.DataFrame:
-    """Noise levels that a run trains on, by quantile, their loss weight, and the network's input there.
+def noise_levels(profile: Profile) -> pd.DataFrame:
+    """Noise levels that each kind of model trains on, by quantile, their loss weight, and the network's input there.
 
     `input` is the standard deviation of c_in x for images of the standard deviation 0.5 that EDM assumes.
     """
@@ -44,39 +40,53 @@ def noise_levels(profile: Profile, run: str) -> pd.DataFrame:
     from fdm import losses
     from fdm.preconditioning import SIGMA_DATA, coefficients
 
-    par = profile.run(run)
-    draws = losses.draw(par.framework, 100_000, torch.Generator().manual_seed(0))
-    sigma = losses.sigma_of_draw(par.framework, draws).flatten()
-    shares = torch.tensor([0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99])
-    levels = sigma.quantile(shares)
-    c_in = coefficients(par.framework, par.kernel, levels, par.multiplier).c_in
-    columns = {"sigma": levels, "loss weight": losses.weight(par.framework, levels), "c_in": c_in,
-               "input": c_in * (levels**2 + SIGMA_DATA**2).sqrt()}  # fmt: skip
-    table = pd.DataFrame({key: [float(f"{v:.3g}") for v in value.tolist()] for key, value in columns.items()})
-    return table.set_axis([f"{share:.0%} of the draws lie below" for share in shares.tolist()])
+    rows: list[dict[str, Any]] = []
+    for run in {str(r.model_dump(exclude={"seed", "warmup_steps"})): r for r in profile.runs.values()}.values():
+        draws = losses.draw(run.framework, 100_000, torch.Generator().manual_seed(0))
+        levels = losses.sigma_of_draw(run.framework, draws).flatten().quantile(torch.tensor([0.05, 0.5, 0.95]))
+        c_in = coefficients(run.framework, run.kernel, levels, run.multiplier, run.ve_multiplier, run.tau).c_in
+        columns = {"sigma": levels, "loss weight": losses.weight(run.framework, levels), "c_in": c_in,
+                   "input": c_in * (levels**2 + SIGMA_DATA**2).sqrt()}  # fmt: skip
+        model = {"model": study.label(run.framework, run.kernel), "m": run.multiplier if run.kernel == "fdm" else ""}
+        for place, share in enumerate(("5 %", "50 %", "95 %")):
+            values = {name: float(f"{column[place].item():.3g}") for name, column in columns.items()}
+            rows.append(model | {"draws below": share} | values)
+    return pd.DataFrame(rows)
 
 
-def by_metric(rows: pd.DataFrame) -> pd.DataFrame:
-    """Measurements with one column a metric."""
-    index = ["duration", "sampler", "nfe"]
-    wide = rows.pivot_table(index=index, columns="metric", values="value", sort=False)
-    return wide.round(3).reset_index()
+def losses(profile: Profile, history: pd.DataFrame) -> pd.DataFrame:
+    """First and last training loss of each model, the mean over seeds, from `runs.train`."""
+    rows = {}
+    for part, names in profile.parts.items():
+        mine = history[history["run"].isin(names)]
+        ends = [mine[mine["images"] == images] for images in (mine["images"].min(), mine["images"].max())]
+        rows[part] = {f"loss at {end['images'].iloc[0] / 1000:.3g} kimg": end["loss"].mean() for end in ends}
+    return pd.DataFrame(rows).T.map(lambda loss: float(f"{loss:.3g}"))
 
 
-def answer(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
-    """Frechet distance of one run along its training, in units of the floor too."""
-    name = frechet(rows)
-    part = rows[
-        (rows["metric"] == name) & (rows["sampler"] == "heun") & (rows["nfe"] == profile.evaluation.duration_nfe)
-    ]
-    floor = float(study.calibration(profile)["value"].iloc[0])
-    return pd.DataFrame(
-        {
-            "kimg": part["kimg"],
-            name: part["value"].round(2),
-            "times the floor": (part["value"] / floor).round(2),
-        }
+def _at_the_end(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
+    """Measurements with the sampler and evaluations of Table 1, from the usual latents and noise level, by model."""
+    rows = rows[(rows["sampler"] == "heun") & (rows["nfe"] == profile.evaluation.duration_nfe)]
+    rows = rows[(rows["sigma_max"] == rows["run"].map(rows.groupby("run")["sigma_max"].first()))]
+    rows = rows[(rows["latents"] == 0) & (rows["reference"] == 0) & (rows["n"] <= profile.evaluation.samples)]
+    part = {run: part for part, runs in profile.parts.items() for run in runs}
+    return rows.assign(model=rows["run"].map(part))
+
+
+def by_metric(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
+    """The last networks' measurements with one column a metric."""
+    rows = _at_the_end(profile, rows)
+    wide = rows[rows["duration"] == 1].pivot_table(index="model", columns="metric", values="value", sort=False)
+    return wide.round(3)
+
+
+def in_floors(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
+    """Frechet distance of each model along its training, in units of the floor."""
+    rows, floor = _at_the_end(profile, rows), float(study.calibration(profile)["value"].iloc[0])
+    table = rows[rows["metric"] == frechet(rows)].pivot_table(
+        index="model", columns="duration", values="value", sort=False
     )
+    return (table / floor).round(2).rename(columns="{:.0%}".format)
 
 
 def show_table(profile: Profile, number: int, folder: Path) -> None:
@@ -160,7 +170,9 @@ def scale(told: dict[str, Any]) -> str:
 def show_claims(profile: Profile, folder: Path) -> None:
     """Write claims.json, and the verdicts as a table to `folder`, and show them."""
     told = study.claims(profile)
-    write_json(profile.results / "claims.json", told)
+    path = profile.results / "claims.json"
+    settle_text(path, json_text(rounded_value(told)))
+    told = study.read_json(path)  # as it is on record
     text = f"Verdicts on the claims. {scale(told)}\n\n{tables.markdown(claims_table(told))}"
     write_text(folder / "verdicts.md", text)
     display(Markdown(text))
@@ -184,7 +196,7 @@ def write_plots(profile: Profile, rows: pd.DataFrame, losses: pd.DataFrame) -> N
         "loss": tables.wide(losses.assign(kimg=losses["images"] / 1000, value=losses["loss"]), ["kimg"]),
     }
     for key, table in curves.items():
-        write_text(folder / f"{key}.csv", table.to_csv(index=False))
+        settle_text(folder / f"{key}.csv", rounded(table).to_csv(index=False))
 
 
 def pictures(profile: Profile) -> dict[tuple[str, str], dict]:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from fdm.agreement import settle_text
 from fdm.errors import FdmError
-from fdm.files import root, write_text
+from fdm.files import root
 from fdm.profiles import Profile
 
 
@@ -47,5 +48,5 @@ def write(profile: Profile, values: dict[str, str]) -> Path:
         return values[name]
 
     text = re.sub(r"\{\{(.*?)\}\}", value, path.read_text(encoding="utf-8"), flags=re.DOTALL)
-    write_text(profile.results / "REPORT.md", text)
+    settle_text(profile.results / "REPORT.md", text)
     return profile.results / "REPORT.md"

@@ -45,7 +45,7 @@ def check_out(revision: str, profile: Profile, folder: Path) -> None:
     results = relative(profile.results)
     wanted = [
         results, "results/published", "results/ablations", "profiles", "params.yaml", "dvc.yaml", "dvc.lock",
-        ".dvcignore", "fdm/files.py",
+        ".dvcignore", "fdm", "notebooks", "README.md",
     ]  # fmt: skip
     there = git("ls-tree", "--name-only", revision, *wanted).decode().splitlines()
     if results not in there:

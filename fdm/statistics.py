@@ -61,7 +61,8 @@ def mean(values: np.ndarray) -> Interval:
     index, weights = resamples(n)
     drawn = np.asarray(values)[index]
     spread = drawn.std(axis=1, ddof=1)
-    some = spread > 0  # of one seed n times there is no t
+    some = index.min(axis=1) < index.max(axis=1)  # of one seed n times there is no t, only rounding
+    some &= spread > 1e-12 * abs(centre)  # nor of seeds with equal values
     t = (drawn.mean(axis=1)[some] - centre) / (spread[some] / math.sqrt(n))
     tail = (1 - LEVEL) / 2
     low, high = quantiles(t, weights[some] / weights[some].sum(), (tail, 1 - tail))

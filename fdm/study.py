@@ -100,27 +100,20 @@ def published(number: int) -> pd.DataFrame:
     return read(path)
 
 
-def losses(profile: Profile, names: Iterable[str] | None = None) -> pd.DataFrame:
-    """Training loss of the named runs (of all): images, loss, and what the run is. Empty for published networks."""
-    columns = ["images", "loss", "run", "framework", "kernel", "seed"]
-    parts = [pd.DataFrame(columns=columns)] if profile.published else []
-    for name in [] if profile.published else names or profile.runs:
-        run = profile.run(name)
-        path = profile.results / "runs" / name / "training" / "plots" / "metrics" / "loss.tsv"
-        if not path.is_file():
-            raise FdmError(f"{path} is missing; run dvc repro to train {name}.")
-        part = pd.read_csv(path, sep="\t").rename(columns={"step": "images"})
-        parts.append(part.assign(run=name, framework=run.framework, kernel=run.kernel, seed=run.seed))
-    return pd.concat(parts)
+def losses(profile: Profile) -> pd.DataFrame:
+    """Training losses on record: images, loss, and what the run is; of an ablation those of baseline and method.
 
-
-def speed(profile: Profile, name: str) -> pd.DataFrame:
-    """How fast one run was trained: images, images_per_second, peak_memory_mib, utilisation (a share of the peak)."""
-    from fdm import training
-
-    folder = training.speed_folder(profile, name) / "plots" / "metrics"
-    parts = [pd.read_csv(folder / f"{key}.tsv", sep="\t").set_index("step")[key] for key in training.SPEED]
-    return pd.concat(parts, axis=1).rename_axis("images").reset_index()
+    Empty for published networks.
+    """
+    pairs = [cell for framework in ("vp", "ve", "edm") for cell in published_pair(profile, framework)]
+    names = [part for part in profile.parts if not profile.cells or part in pairs]
+    parts = [pd.DataFrame(columns=["images", "loss", "run", "framework", "kernel", "seed"])]
+    for name in [] if profile.published else names:
+        part = read(profile.results / "training" / f"{name}.csv")
+        for column in ("framework", "kernel", "seed"):
+            part[column] = [getattr(profile.run(run), column) for run in part["run"]]
+        parts.append(part)
+    return pd.concat(parts[1:] or parts)
 
 
 def frechet(rows: pd.DataFrame) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from fdm import statistics
+from fdm.agreement import rounded, rounded_value, settle_text
 from fdm.files import write_text
 from fdm.profiles import Profile
 from fdm.study import DATA, MODELS, calibration, frechet, label, measurements, published
@@ -91,16 +92,40 @@ def beside(profile: Profile) -> pd.DataFrame:
 
 
 def write_table(table: pd.DataFrame, folder: Path, name: str, caption: str, hidden: tuple[str, ...] = ()) -> None:
-    """Write one table as <name>.csv, in full precision, and as .md and .tex, to be read, without `hidden` columns."""
-    write_text(folder / f"{name}.csv", table.to_csv(index=False))
-    table = table.drop(columns=[*hidden])
-    text = table.apply(lambda column: column.map(_p if str(column.name).split()[0] == "p" else _cell))
+    """Write one table as <name>.csv, with ten digits, and as .md and .tex, to be read, without `hidden` columns.
+
+    What differs from the table on record by rounding alone is not written; .md and .tex follow the record.
+    """
+    if settle_text(folder / f"{name}.csv", rounded(table).to_csv(index=False)):
+        table = _as_recorded(table, folder / f"{name}.csv")
+    text = shown(table.drop(columns=[*hidden]))
     write_text(folder / f"{name}.md", f"{caption}\n\n{markdown(text)}")
-    escaped = text.map(lambda s: s.replace("%", r"\%")).rename(columns=lambda s: s.replace("%", r"\%"))
-    write_text(
-        folder / f"{name}.tex",
-        escaped.to_latex(index=False, caption=caption.replace("%", r"\%"), label=f"tab:{name}", position="ht"),
+    head = f"\\begin{{table}}[ht]\n\\caption{{{caption}}}\n\\label{{tab:{name}}}\n".replace("%", r"\%")
+    write_text(folder / f"{name}.tex", f"{head}{latex(text)}\\end{{table}}\n")
+
+
+def shown(table: pd.DataFrame) -> pd.DataFrame:
+    """A table as strings for people: two decimals, p-values three, and nothing where nothing was measured."""
+    return table.apply(lambda column: column.map(_p if str(column.name).split()[0] == "p" else _cell))
+
+
+def latex(text: pd.DataFrame) -> str:
+    """A table of strings in LaTeX, the tabular alone."""
+    return (
+        text.map(lambda s: s.replace("%", r"\%")).rename(columns=lambda s: s.replace("%", r"\%")).to_latex(index=False)
     )
+
+
+def _as_recorded(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """A table with the floating-point numbers of its file."""
+    recorded, table = pd.read_csv(path), table.reset_index(drop=True)
+    for column in table.columns:
+        old = recorded[column].tolist()
+        new = table[column].astype(object).tolist()
+        table[column] = pd.Series(
+            [a if isinstance(b, float) else b for a, b in zip(old, new, strict=True)], dtype=object
+        )
+    return table
 
 
 def _cell(value: Any) -> str:
@@ -138,7 +163,8 @@ def summary(profile: Profile) -> dict[str, Any]:
     models = {
         label(*key): float(group["value"].mean()) for key, group in rows.groupby(["framework", "kernel"], sort=False)
     }
-    return {frechet(rows): {**models, "real against real": float(floor["value"])}, "n": int(floor["n"])}
+    told = {frechet(rows): {**models, "real against real": float(floor["value"])}, "n": int(floor["n"])}
+    return rounded_value(told)
 
 
 # ---------------------------------------------------------------------------------------- the published costs

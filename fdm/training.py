@@ -21,7 +21,7 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,51 +32,22 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 from tqdm import tqdm
 
-from fdm import augmentation, checkpoints, compute, data, losses, profiles
+from fdm import augmentation, checkpoints, closure, compute, data, losses, profiles
 from fdm.data import Dataset, to_float
 from fdm.errors import FdmError
-from fdm.files import code_hash, digest, replace, root, sha256, write_json, write_text
-from fdm.profiles import SNAPSHOTS, Profile
+from fdm.files import digest, replace, root, sha256, write_json
+from fdm.profiles import SNAPSHOTS, Profile, TrainingParams
 
-# The modules whose source shapes a trained network; a test compares the list with the imports.
-CODE = (
-    "augmentation", "checkpoints", "compute", "data", "errors", "files", "kernels", "losses", "names", "networks",
-    "preconditioning", "profiles", "training",
-)  # fmt: skip
 SPEED = ("images_per_second", "peak_memory_mib", "utilisation")  # of the log; these differ between equal trainings
 
 
-def describe(profile: Profile, name: str, dataset: Dataset) -> dict[str, Any]:
-    """The sections `network`, `denoiser`, `run` and `training` of the description of a run's checkpoints.
-
-    Raises FdmError for a run that is not trained here.
-    """
-    run, net, par = profile.run(name), profile.network, profile.training
-    if net is None or par is None:
-        raise FdmError(f"{name} is a published network; it is fetched, not trained.")
-    channels, resolution, _ = dataset.shape
-    return {
-        "network": {
-            "architecture": "ncsnpp" if run.framework == "ve" else "ddpmpp",
-            "resolution": resolution,
-            "channels": channels,
-            "label_dim": dataset.classes if profile.dataset.conditional else 0,
-            "augment_dim": augmentation.LABELS if par.augment > 0 else 0,
-            "model_channels": net.model_channels,
-            "channel_mult": run.channel_mult or net.channel_mult,
-            "num_blocks": net.num_blocks,
-            "attn_resolutions": net.attn_resolutions,
-            "dropout": net.dropout,
-        },
-        "denoiser": run.model_dump(include={"framework", "kernel", "multiplier", "ve_multiplier", "tau"}),
-        "run": run.model_dump(),
-        "training": par.model_dump(exclude={"state_kimg"}),
-    }
-
-
-def snapshot_name(share: float) -> str:
-    """File name of the checkpoint kept after that share of the budget, such as 025.safetensors."""
-    return f"{round(share * 100):03d}.safetensors"
+def experiment(profile: Profile, name: str, dataset: Dataset) -> str:
+    """What a run's training is called: a hash of all that shapes the network, the same on every machine."""
+    shape = {
+        "description": checkpoints.specify(profile, name, dataset), "dataset": dataset.sha256,
+        "code": closure.digest("training"),
+    }  # fmt: skip
+    return digest(shape)
 
 
 def step_seed(seed: int, *position: int) -> int:
@@ -112,10 +83,9 @@ def ema_beta(images: int, batch: int, halflife_kimg: float, ramp: float) -> floa
 
 
 def _home(profile: Profile, name: str, dataset: Dataset, work: Path, device: str) -> Path:
-    """Folder of a run's state, named by a hash of all that shapes the trained network."""
+    """Folder of a run's state, named by a hash of all that shapes the trained network, to the bit."""
     shape = {
-        "description": describe(profile, name, dataset), "dataset": dataset.sha256, "code": code_hash(CODE),
-        "torch": torch.__version__, "device": device, "threads": profile.threads,
+        "experiment": experiment(profile, name, dataset), "threads": profile.threads, **compute.arithmetic(device)
     }  # fmt: skip
     return work / digest(shape)
 
@@ -139,59 +109,87 @@ def _alone(home: Path, name: str) -> Iterator[None]:
 
 
 def train(
-    profile: Profile, name: str, dataset: Dataset, folder: Path, logs: Path, work: Path, device: str = "cpu"
-) -> dict[str, float]:
-    """Train one run and put its snapshots, `<percent>.safetensors`, into `folder` and DVCLive's logs into `logs`.
+    profile: Profile,
+    name: str,
+    dataset: Dataset,
+    folder: Path,
+    logs: Path,
+    work: Path,
+    device: str = "cpu",
+    advance: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """Train one run: its snapshots, `<percent>.safetensors`, go into `folder` and DVCLive's logs into `logs`.
 
     The state is kept under `work` in a folder named by a hash of all that shapes the run; an interrupted training
-    resumes from it, to the same bits on a CPU. A finished one is kept there for a rerun, until `forget`.
-    Returns the final `loss` and the `resumed_kimg` it started from.
+    resumes from it, to the same bits on a CPU. What `folder` and `logs` hold of the same training is kept as it is.
+    `folder` also names the training, in experiment.json, with nothing that differs between machines.
+    `advance` is told of images as they are trained on; without it a progress bar is shown.
+    Returns the final `loss`, the `history` of the log, the `seconds` and the `resumed_kimg` it started from.
     Raises FdmError when the loss is not finite; the last good state is then kept.
     """
     par = profile.training
     home = _home(profile, name, dataset, work, device)
+    told = logs / "finished.json"
+    if _is_of(told, home) and _whole(folder) and (folder / checkpoints.EXPERIMENT).exists():
+        shutil.rmtree(home, ignore_errors=True)  # which a kill at the very end leaves
+        if advance and par:
+            advance(steps(par) * par.batch)
+        return json.loads(told.read_text())
     with _alone(home, name):
         if not _finished(home):
-            compute.launch(_loop, (profile, name, dataset, home, device), par.processes if par else 1)
+            compute.launch(_loop, (profile, name, dataset, home, device, advance), par.processes if par else 1)
         finished = json.loads((home / "finished.json").read_text())
         folder.mkdir(parents=True, exist_ok=True)
-        labels = [snapshot_name(share) for share in SNAPSHOTS]
+        told.unlink(missing_ok=True)
+        labels = [checkpoints.snapshot_name(share) for share in SNAPSHOTS]
         for label in labels:
             replace(folder / label, functools.partial(shutil.copyfile, home / label))
         for stale in set(folder.iterdir()) - {folder / label for label in labels}:
             stale.unlink()
-        _log(logs, [{key: row[key] for key in ("images", "loss", "lr")} for row in finished["history"]])
-        _log_speed(speed_folder(profile, name), finished["history"], sha256(folder / labels[-1]))
-        for state in home.glob("state-*.pt"):
-            state.unlink()
-    return {"loss": finished["history"][-1]["loss"], "resumed_kimg": finished["resumed_kimg"]}
+        write_json(folder / checkpoints.EXPERIMENT, {"run": name, "experiment": experiment(profile, name, dataset)})
+        _log(logs, finished["history"])
+        out = finished | {"home": home.name, "loss": finished["history"][-1]["loss"]}
+        write_json(told, out)
+        shutil.rmtree(home)
+    return out
+
+
+def _is_of(told: Path, home: Path) -> bool:
+    """Whether a log tells of the training whose state would be in `home`."""
+    try:
+        return json.loads(told.read_text())["home"] == home.name
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _whole(folder: Path) -> bool:
+    return all((folder / checkpoints.snapshot_name(share)).exists() for share in SNAPSHOTS)
 
 
 def _finished(home: Path) -> bool:
     """Whether the folder holds all that a training leaves; leftovers of writers that were killed are removed."""
     for leftover in home.glob(".*.part"):
         leftover.unlink()
-    return all((home / name).exists() for name in ("finished.json", *map(snapshot_name, SNAPSHOTS)))
+    return (home / "finished.json").exists() and _whole(home)
 
 
-def forget(profile: Profile, work: Path) -> None:
-    """Remove the finished trainings of a profile: their results are in place."""
-    for finished in work.glob("*/finished.json"):
-        if json.loads(finished.read_text())["profile"] == profile.profile:
-            finished.unlink()
-            shutil.rmtree(finished.parent)
+def steps(par: TrainingParams) -> int:
+    """Optimiser steps of a training."""
+    return math.ceil(par.budget_kimg * 1000 / par.batch)
 
 
-def _loop(profile: Profile, name: str, dataset: Dataset, home: Path, device: str) -> None:
+def _loop(
+    profile: Profile, name: str, dataset: Dataset, home: Path, device: str, advance: Callable[[int], None] | None
+) -> None:
     """Train in this process, one of those that accelerate knows of, until home/finished.json tells of the end."""
-    description = describe(profile, name, dataset)
+    description, started = checkpoints.specify(profile, name, dataset), time.time()
     run, par = profile.run(name), profile.training
     assert par is not None  # or describe would have refused
     accelerator = compute.accelerator(par.precision, par.processes, device, par.accumulation, par.compile)
     torch.set_num_threads(profile.threads if par.processes == 1 else 1)
     main, at = accelerator.is_main_process, accelerator.device
-    steps = math.ceil(par.budget_kimg * 1000 / par.batch)
-    snapshots = {max(1, round(steps * share)): snapshot_name(share) for share in SNAPSHOTS}
+    total_steps = steps(par)
+    snapshots = {max(1, round(total_steps * share)): checkpoints.snapshot_name(share) for share in SNAPSHOTS}
     log_every, state_every = (max(1, round(kimg * 1000 / par.batch)) for kimg in (par.log_kimg, par.state_kimg))
 
     torch.manual_seed(step_seed(run.seed, 0))
@@ -227,9 +225,11 @@ def _loop(profile: Profile, name: str, dataset: Dataset, home: Path, device: str
     share = par.batch // (par.processes * par.accumulation)
     firsts = range(accelerator.process_index * share, par.batch, par.processes * share)
     total, count, since = torch.zeros((), device=at), 0, time.perf_counter()
-    progress = tqdm(total=steps * par.batch, initial=step * par.batch, unit="img", unit_scale=True, desc=name,
-                    disable=not main)  # fmt: skip
-    while step < steps:
+    progress = tqdm(total=total_steps * par.batch, initial=step * par.batch, unit="img", unit_scale=True, desc=name,
+                    disable=not main or advance is not None)  # fmt: skip
+    if advance:
+        advance(step * par.batch)
+    while step < total_steps:
         images_seen = step * par.batch
         generator = torch.Generator(at).manual_seed(step_seed(run.seed, 1 + step))
         index = order(images_seen, par.batch)
@@ -268,7 +268,9 @@ def _loop(profile: Profile, name: str, dataset: Dataset, home: Path, device: str
         step += 1
         count += 1
         progress.update(par.batch)
-        if step % log_every == 0 or step == steps:
+        if advance:
+            advance(par.batch)
+        if step % log_every == 0 or step == total_steps:
             mean = accelerator.reduce(total / count, "mean").item()
             if not math.isfinite(mean):
                 raise FdmError(
@@ -287,10 +289,10 @@ def _loop(profile: Profile, name: str, dataset: Dataset, home: Path, device: str
             progress.set_postfix(loss=f"{mean:.4f}", refresh=False)
             total, count, since = torch.zeros_like(total), 0, now
         if step in snapshots and main:
-            extra = {"name": name, "images": step * par.batch, "dataset": dataset.sha256, "code": code_hash(CODE)}
+            extra = {"name": name, "images": step * par.batch, "dataset": dataset.sha256}
             checkpoints.save(home / snapshots[step], ema, description | extra)
         # Never between two entries of the log.
-        if count == 0 and (step - saved >= state_every or step == steps):
+        if count == 0 and (step - saved >= state_every or step == total_steps):
             saved = step
             if main:
                 state = {
@@ -301,7 +303,7 @@ def _loop(profile: Profile, name: str, dataset: Dataset, home: Path, device: str
                 previous = _save_state(home, state, previous)
     progress.close()
     if main:
-        told = {"profile": profile.profile, "run": name, "history": history, "resumed_kimg": resumed_kimg}
+        told = {"run": name, "history": history, "resumed_kimg": resumed_kimg, "seconds": time.time() - started}
         write_json(home / "finished.json", told)
     accelerator.end_training()
 
@@ -315,24 +317,6 @@ def _log(logs: Path, history: list[dict[str, float]]) -> None:
                 if key != "images":
                     live.log_metric(key, value)
             live.make_summary()
-
-
-def speed_folder(profile: Profile, name: str) -> Path:
-    """Where the log of a run's speed and memory is kept: with the provenance, as it is no output of a stage.
-
-    The many runs of an ablation keep theirs out of the results.
-    """
-    return (profile.build if profile.cells else profile.results / "provenance") / "speed" / name
-
-
-def _log_speed(logs: Path, history: list[dict[str, float]], checkpoint: str) -> None:
-    """Log how fast the training was that gave this checkpoint, unless such a log is there: then equal is untouched."""
-    told = logs / "checkpoint.txt"
-    if told.exists() and told.read_text() == checkpoint:
-        return
-    shutil.rmtree(logs, ignore_errors=True)
-    _log(logs, [{key: row[key] for key in ("images", *SPEED)} for row in history])
-    write_text(told, checkpoint)
 
 
 def _save_state(home: Path, state: dict[str, Any], previous: Path | None) -> Path:
@@ -370,7 +354,7 @@ def main() -> None:
         first = os.environ.get("RANK", "0") == "0"
         with _alone(home, args.run) if first else contextlib.nullcontext():
             if not (_finished(home) if first else (home / "finished.json").exists()):
-                _loop(profile, args.run, dataset, home, device)
+                _loop(profile, args.run, dataset, home, device, None)
         if first:
             print(f"{args.run} is trained; dvc repro takes it from {home}.", file=sys.stderr)
     except FdmError as error:

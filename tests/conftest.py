@@ -1,6 +1,7 @@
 """What several tests need: a study in an empty folder, and a small data set with the models' names."""
 
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import hypothesis
 import pytest
 import torch
 import yaml
+from tqdm import tqdm
 
 from fdm import data, profiles
 from fdm.data import Dataset
@@ -19,6 +21,10 @@ from .scratch import ROOT, Scratch
 ORACLES = Path(__file__).parent / "oracles"
 
 torch.set_num_threads(1)
+# Tests fork processes and kill them. One that dies with a lock that others share would stop them all; and a thread that
+# watches the bars may hold a lock in the moment of a fork.
+tqdm.set_lock(threading.RLock())
+tqdm.monitor_interval = 0
 # No test is timed: these machines are shared, and an example may take long for no fault of the code.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")

@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import re
+import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +16,17 @@ import torch
 import yaml
 
 from fdm import (
-    ablations,
     analysis,
-    data,
     evaluation,
     kernels,
     plots,
     profiles,
     report,
     reproducibility,
+    runs,
     statistics,
     tables,
+    training,
 )
 from fdm import study as rules
 from fdm.__main__ import main
@@ -116,6 +119,14 @@ def test_intervals_of_one_value_are_empty_and_of_none_too():
     assert (statistics.p_value(np.full(5, 3.0)), statistics.p_value(np.zeros(5))) == (0, 1)
     assert math.isnan(statistics.mean(np.array([])).value)
     assert math.isnan(statistics.p_value(np.array([2.0])))
+
+
+@pytest.mark.parametrize("scale", [0.1, 1 / 3, 1e-3])
+def test_intervals_are_the_same_in_every_unit(scale):
+    """Of resamples of one seed alone there is no t, whatever rounding leaves of their spread."""
+    values = np.array([1.0, 3, 2, 5, 7])
+    expected = np.array(statistics.mean(values)) * scale
+    np.testing.assert_allclose(statistics.mean(values * scale), expected, rtol=1e-9)
 
 
 def test_p_values_are_students_and_holms():
@@ -289,10 +300,10 @@ def test_claims_of_an_ablation_and_their_table(profile):
 
 def test_rows_of_the_tables_lead_back_to_cells_seeds_and_checkpoints(profile, capsys):
     rows, folder = measured(profile), profile.results / "tables"
-    rows = rows.assign(code="c0de", checkpoint=rows["run"])
+    rows = rows.assign(experiment="e0e0", checkpoint=rows["run"])
     for cell, part in rows.groupby("cell"):
         part.to_csv(profile.results / "runs" / str(cell) / "measurements.csv", index=False)
-        about = {"revision": "a" * 40, "started": "2026-01-02", "device": "CPU 9", "seconds": 60.4}
+        about = {"revision": "a" * 40, "started": "2026-01-02", "device": "CPU 9", "training_seconds": 60.4}
         (profile.results / "provenance").mkdir(exist_ok=True)
         (profile.results / "provenance" / f"{cell}.json").write_text(json.dumps(about))
     tables.write_table(analysis.effects(profile, rows), folder, "effects", "")
@@ -308,11 +319,12 @@ def test_rows_of_the_tables_lead_back_to_cells_seeds_and_checkpoints(profile, ca
     text = explained("effects[VP, warm-up, 100%]")
     for run in ("vp-baseline-warmup-3", "vp-fdm-0", "vp-fdm-warmup-4", "vp-baseline-1"):
         assert f"  {run}, 100% of the training: " in text
-        assert f"checkpoint {run}, code c0de" in text
+        assert f"checkpoint {run}, experiment e0e0" in text
     assert "ratio 0.8" in text
-    assert "-s profiles/ablations/dvc.yaml:cell@vp-baseline-warmup " in text
+    folders = "build/ablations/checkpoints/vp-baseline-warmup-3 build/ablations/scores/vp-baseline-warmup-3.json"
+    assert re.search(rf"\n  rm -rf .*{folders}.*\n  dvc repro -f -s profiles/ablations/dvc.yaml:train ", text)
     assert "  vp-fdm: framework vp, kernel fdm, multiplier 2.0\n" in text
-    assert "60 s for the seeds 0, 1, 2, 3, 4" in text
+    assert "60 s of training, seeds 0, 1, 2, 3, 4" in text
     assert "from 5 distances" in explained("cells[edm-fdm-m1,50%]")
     assert "vp-fdm-m4-2, 25% of" in explained("effects[vp,multiplier,m = 4 / 2,25%]")
     assert "effects[vp,multiplier,25%] means several rows; there are vp,multiplier,m=0.5/2,25%" in explained(
@@ -365,7 +377,7 @@ def small(study):
     values = yaml.safe_load(path.read_text())
     values["training"] |= {"budget_kimg": 0.5, "log_kimg": 0.128, "state_kimg": 0.128}
     values["network"]["model_channels"] = 8
-    values["evaluation"] |= {"samples": 16, "batch": 16, "duration_nfe": 3, "nfe": [3], "sigma_max": [10],
+    values["evaluation"] |= {"samples": 16, "batch": 150, "duration_nfe": 3, "nfe": [3], "sigma_max": [10],
                              "samples_noise": 32, "thorough": ["edm-fdm-time"]}  # fmt: skip
     values["cells"] = {
         "edm-fdm-time": {"framework": "edm", "kernel": "fdm", "tau": "time"},
@@ -376,43 +388,218 @@ def small(study):
     return "profiles/ablations/params.yaml"
 
 
-def test_a_cell_is_trained_and_scored_with_every_seed_and_goes_on_after_a_failure(small, monkeypatch):
-    for stage in ("prepare", "reference"):
-        assert main([stage, "--params", small]) == 0
-    profile = profiles.load(small)
+@pytest.fixture(scope="module")
+def once(tmp_path_factory):
+    return tmp_path_factory.mktemp("once")
 
-    def fail(*args):
-        raise FdmError("out of luck")
 
+def from_once(place: Path, make):
+    """Let `make` make what the first test needs; the others get a copy of it."""
+    made = place.exists()
+    if not made:
+        make()
+    for folder in ("build", "results"):
+        source, target = (place / folder, Path(folder)) if made else (Path(folder), place / folder)
+        shutil.copytree(source, target, dirs_exist_ok=True)
+
+
+@pytest.fixture
+def prepared(small, once):
+    """The small ablation with its data and reference features."""
+    from_once(once / "prepared", lambda: [main([stage, "--params", small]) for stage in ("prepare", "reference")])
+    return profiles.load(small)
+
+
+@pytest.fixture
+def finished(prepared, once):
+    """The small ablation, trained and scored."""
+    from_once(once / "finished", lambda: [runs.train(prepared), runs.evaluate(prepared)])
+    return prepared
+
+
+@pytest.fixture
+def computed(monkeypatch, tmp_path):
+    """What is trained and measured from now on, by any process: "_loop" or "_measure" and the run, in that order."""
+    path = tmp_path / "computed"
+    path.touch()
+
+    def note(module, name):
+        real = getattr(module, name)
+
+        def call(profile, run, *args):
+            with path.open("a") as file:
+                file.write(f"{name} {run}\n")
+            real(profile, run, *args)
+
+        monkeypatch.setattr(module, name, call)
+
+    note(training, "_loop")
+    note(evaluation, "_measure")
+
+    def since() -> list[str]:
+        lines = path.read_text().splitlines()
+        path.write_text("")
+        return lines
+
+    return since
+
+
+def on_record(profile) -> dict[str, bytes]:
+    """What is committed of a profile."""
+    return {str(p.relative_to(profile.results)): p.read_bytes() for p in profile.results.rglob("*") if p.is_file()}
+
+
+def out_of_luck(real, run):
+    """A function like `real` that fails for one run."""
+
+    def call(profile, name, *args):
+        if name == run:
+            raise FdmError("out of luck")
+        return real(profile, name, *args)
+
+    return call
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_cells_are_trained_and_scored_with_every_seed_and_go_on_after_a_failure(
+    prepared, monkeypatch, computed, at_once
+):
+    """Two runs at once, or one after another, to the same bits as a run trained alone."""
+    profile, (first, second, third, fourth) = prepared, prepared.runs
+    monkeypatch.setattr(runs, "at_once", lambda *_: at_once)
     with monkeypatch.context() as patch, pytest.raises(FdmError, match="out of luck"):
-        patch.setattr(evaluation, "evaluate", fail)
-        ablations.measure(profile, "edm-fdm-time")
-    assert main(["cell", "edm-fdm-time", "--params", small]) == 0
-    rows = rules.read(profile.results / "runs" / "edm-fdm-time" / "measurements.csv")
-    assert sorted(set(rows["run"])) == ["edm-fdm-time-0", "edm-fdm-time-7"]
-    assert set(rows["cell"]) == {"edm-fdm-time"}
-    assert set(rows["sigma_max"]) == {10.0, 80.0}
-    assert {16, 32, 8} <= set(rows["n"])
-    assert set(rows["reference"]) == set(range(5))
-    assert rows[rows["duration"] == 1].groupby("run")["checkpoint"].nunique().max() == 1
-    assert (profile.results / "provenance" / "edm-fdm-time.json").exists()
-    losses = pd.read_csv(profile.results / "runs" / "edm-fdm-time" / "loss.csv")
-    assert set(losses["run"]) == set(rows["run"])
+        patch.setattr(training, "train", out_of_luck(training.train, third))
+        runs.train(profile)
+    done = computed()
+    assert {f"_loop {first}", f"_loop {second}"} <= set(done)
+    assert f"_loop {third}" not in done
+    losses = runs.train(profile)
+    assert sorted(done + computed()) == sorted(f"_loop {run}" for run in profile.runs)  # each once
+    with monkeypatch.context() as patch, pytest.raises(FdmError, match="out of luck"):
+        patch.setattr(evaluation, "evaluate", out_of_luck(evaluation.evaluate, third))
+        runs.evaluate(profile)
+    done = computed()
+    rows = runs.evaluate(profile)
+    assert sorted(done + computed()) == sorted(f"_measure {run}" for run in profile.runs)
+
+    assert list(losses.columns) == ["run", "experiment", "images", "loss", "lr"]
+    assert list(losses["run"].unique()) == list(rows["run"].unique()) == [first, second, third, fourth]
+    assert losses.groupby("run")["experiment"].nunique().max() == 1
+    assert losses["experiment"].nunique() == 4
+    thorough = rules.read(profile.results / "runs" / "edm-fdm-time" / "measurements.csv")
+    assert sorted(set(thorough["run"])) == ["edm-fdm-time-0", "edm-fdm-time-7"]
+    assert set(thorough["cell"]) == {"edm-fdm-time"}
+    assert set(thorough["sigma_max"]) == {10.0, 80.0}
+    assert {16, 32, 8} <= set(thorough["n"])
+    assert set(thorough["reference"]) == set(range(5))
+    assert thorough[thorough["duration"] == 1].groupby("run")["checkpoint"].nunique().max() == 1
+    assert set(rows[rows["cell"] == "ve-fdm-m2"]["reference"]) == {0}
+    assert len(rows) == len(rules.measurements(profile)) > len(thorough)
+    told = json.loads((profile.results / "provenance" / "edm-fdm-time.json").read_text())
+    assert told["part"] == "edm-fdm-time"
+    assert told["training_seconds"] > 0
     # The same trained alone, by another way.
-    alone = profile.build / "alone"
-    dataset = data.load(profile.build / "dataset.safetensors")
-    ablations.training.train(
-        profile, "edm-fdm-time-7", dataset, alone, profile.build / "logs2", profile.build / "work2"
-    )
-    together = profile.build / "checkpoints" / "edm-fdm-time" / "edm-fdm-time-7" / "100.safetensors"
-    assert (alone / "100.safetensors").read_bytes() == together.read_bytes()
+    alone = Path("alone", "checkpoints")
+    training.train(profile, second, runs.dataset_of(profile), alone, Path("alone", "logs"), Path("alone", "work"))
+    together = runs.checkpoints_of(profile, second)
+    for name in ("025.safetensors", "100.safetensors", "experiment.json"):
+        assert (alone / name).read_bytes() == (together / name).read_bytes()
+    assert not list(Path("work").glob("*/"))  # of a state nothing is left
 
 
-def test_an_unknown_cell_is_named(small, capsys):
-    assert main(["cell", "vp-fdm", "--params", small]) == 1
-    assert "has no cell named vp-fdm; it has edm-fdm-time, ve-fdm-m2." in capsys.readouterr().err
-    assert main(["cell", "vp-fdm"]) == 1
-    assert "params.yaml has no cell named vp-fdm; it has none." in capsys.readouterr().err
+def test_what_is_on_record_is_written_again_only_where_it_does_not_agree(finished, computed, capsys):
+    profile, before = finished, on_record(finished)
+    capsys.readouterr()
+    losses, rows = runs.train(profile), runs.evaluate(profile)
+    assert computed() == []
+    assert on_record(profile) == before
+    said = capsys.readouterr().err
+    assert "training losses: 2 of 2 agree with results/ablations/training, left as it is\n" in said
+    assert "measurements: 2 of 2 agree with results/ablations/runs, left as it is\n" in said
+
+    # Another machine rounds otherwise, and its weights have other hashes; what it wrote is of the same experiment.
+    path, lost = profile.results / "runs" / "ve-fdm-m2" / "measurements.csv", profile.results / "training"
+    elsewhere = rules.read(path)
+    elsewhere["value"] *= 1 + 1e-9
+    elsewhere["checkpoint"] = "0123456789ab"
+    elsewhere.to_csv(path, index=False)
+    theirs = on_record(profile)
+    other = rules.read(lost / "ve-fdm-m2.csv")
+    other.assign(loss=other["loss"] * 1.001).to_csv(lost / "ve-fdm-m2.csv", index=False)
+    (lost / "vp-gone.csv").touch()  # a cell that the profile no longer has
+    (profile.results / "runs" / "vp-gone").mkdir()
+    theirs["training/ve-fdm-m2.csv"] = (lost / "ve-fdm-m2.csv").read_bytes()
+    assert runs.train(profile)["loss"].tolist() != losses["loss"].tolist()
+    pd.testing.assert_frame_equal(runs.evaluate(profile).tail(len(elsewhere)), elsewhere)
+    assert on_record(profile) == theirs
+    assert not (profile.results / "runs" / "vp-gone").exists()
+    here = rules.read(runs.here(profile, "ve-fdm-m2") / "measurements.csv")
+    assert here["checkpoint"].tolist() == rows[rows["cell"] == "ve-fdm-m2"]["checkpoint"].tolist()
+
+    elsewhere.assign(experiment="of another code").to_csv(path, index=False)
+    other.assign(loss=other["loss"] * 1.5).to_csv(lost / "ve-fdm-m2.csv", index=False)
+    capsys.readouterr()
+    runs.train(profile)
+    runs.evaluate(profile)
+    assert computed() == []
+    assert "; written there: ve-fdm-m2\n" in capsys.readouterr().err
+    after = on_record(profile)
+    assert {name for name in before if after[name] != before[name]} == set()
+
+
+def test_one_more_cell_is_computed_alone(finished, computed):
+    profile, before = finished, on_record(finished)
+    path = Path(profile.params_file)
+    values = yaml.safe_load(path.read_text())
+    values["cells"]["ve-fdm-m4"] = values["cells"]["ve-fdm-m2"] | {"multiplier": 4}
+    del values["cells"]["edm-fdm-time"]
+    values["evaluation"]["thorough"] = []
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    other = profiles.load(profile.params_file)
+    runs.train(other)
+    assert sorted(computed()) == ["_loop ve-fdm-m4-0", "_loop ve-fdm-m4-7"]
+    runs.evaluate(other)
+    assert sorted(computed()) == ["_measure ve-fdm-m4-0", "_measure ve-fdm-m4-7"]
+    after = on_record(other)
+    assert {name for name in after if name not in before} == {
+        "training/ve-fdm-m4.csv", "runs/ve-fdm-m4/measurements.csv", "provenance/ve-fdm-m4.json"
+    }  # fmt: skip
+    assert not [name for name in after if name in before and after[name] != before[name]]
+    assert "runs/edm-fdm-time/measurements.csv" not in after
+    assert not runs.checkpoints_of(other, "edm-fdm-time-0").exists()
+
+
+def test_a_run_whose_process_is_killed_is_a_sentence_and_what_was_finished_is_kept(prepared, monkeypatch, computed):
+    profile, (first, second, third, _) = prepared, prepared.runs
+    monkeypatch.setattr(runs, "at_once", lambda *_: 2)
+    real = training.train
+
+    def killed(profile, name, *args):
+        if name == third:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(profile, name, *args)
+
+    with monkeypatch.context() as patch, pytest.raises(FdmError, match="was killed, for want of memory perhaps; what"):
+        patch.setattr(training, "train", killed)
+        runs.train(profile)
+    kept = [run for run in (first, second) if (runs.checkpoints_of(profile, run) / "100.safetensors").exists()]
+    assert kept
+    computed()
+    runs.train(profile)
+    assert not set(computed()) & {f"_loop {run}" for run in kept}
+
+
+@pytest.mark.parametrize(("cores", "threads", "expected"), [(1, 1, 1), (2, 1, 2), (8, 1, 4), (8, 3, 2), (2, 3, 1)])
+def test_as_many_runs_are_computed_at_once_as_there_are_cores_for_their_threads(
+    small, monkeypatch, cores, threads, expected
+):
+    profile = profiles.load(small).model_copy(update={"threads": threads})
+    monkeypatch.setattr(runs.compute, "device", lambda: "cpu")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)), raising=False)
+    assert runs.at_once(profile, processes=1) == expected
+    assert runs.at_once(profile, processes=2) == 1  # these share the cores themselves
+    monkeypatch.setattr(runs.compute, "device", lambda: "cuda")
+    assert runs.at_once(profile, processes=1) == 1
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Metrics against other formulas, and what is measured and kept."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch_fidelity import metric_fid
 
-from fdm import data, evaluation, training
+from fdm import checkpoints, evaluation, files, runs, sampling, training
 from fdm.__main__ import main
 from fdm.errors import FdmError
 
@@ -73,14 +74,14 @@ def test_kid_is_unbiased_and_its_interval_covers_the_truth():
 
 def _truth() -> float:
     """KID of N(0, I) and N(0.4, I) in 6 dimensions: E k over pairs, from the moments of a scalar product."""
-    rng = np.random.default_rng(1)
-    n, total = 400_000, 0.0
-    for _ in range(10):
-        x, x2 = rng.normal(size=(2, n, 6))
-        y, y2 = x + 0.4, x2 + 0.4
-        k = [((a * b).sum(1) / 6 + 1) ** 3 for a, b in [(x, x2), (y, y2), (x, y2), (y, x2)]]
-        total += (k[0] + k[1] - k[2] - k[3]).mean()
-    return total / 10
+
+    def expected(a, b):  # of (xy/6 + 1)^3 with independent x ~ N(a, I) and y ~ N(b, I)
+        aa, bb, ab, d = a @ a, b @ b, a @ b, len(a)
+        first, second, third = ab, ab**2 + aa + bb + d, ab**3 + 3 * ab * (aa + bb + d + 2)
+        return third / 6**3 + 3 * second / 6**2 + 3 * first / 6 + 1
+
+    x, y = np.zeros(6), np.full(6, 0.4)
+    return expected(x, x) + expected(y, y) - 2 * expected(x, y)
 
 
 TRUTH = _truth()
@@ -124,31 +125,55 @@ def test_missing_inception_weights_say_what_to_download_and_where_to_put_it(stud
         evaluation.extractor("inception-v3-compat")
 
 
+RUN = "edm-fdm-0"
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory):
+    return tmp_path_factory.mktemp("trained")
+
+
 @pytest.fixture
-def trained(smoke, digits, tmp_path):
-    """The smoke profile with one trained run and reference features."""
-    run = "edm-fdm-0"
-    smoke = change(Path(smoke.params_file), evaluation={"processes": 1})  # so that tests can see into it
-    training.train(smoke, run, digits, tmp_path / "checkpoints", tmp_path / "logs", tmp_path / "work")
-    evaluation.extractor.cache_clear()
-    evaluation.make_reference(smoke, digits, tmp_path / "reference.safetensors")
-    return smoke, run, digits, tmp_path / "checkpoints", tmp_path / "reference.safetensors", tmp_path / "work"
+def trained(smoke, digits, tmp_path, once):
+    """The smoke profile with one trained run and reference features, and no memory of measurements yet."""
+    training.train(smoke, RUN, digits, once / "checkpoints", once / "logs", once / "work")  # for the first test alone
+    if not (once / "reference.safetensors").exists():
+        evaluation.extractor.cache_clear()
+        evaluation.make_reference(smoke, digits, once / "reference.safetensors")
+    return smoke, RUN, digits, once / "checkpoints", once / "reference.safetensors", tmp_path / "scores.json"
+
+
+@pytest.fixture
+def sampled(monkeypatch):
+    """The settings that samples are drawn for, as they are drawn."""
+    real, settings = sampling.sample, []
+
+    def sample(denoiser, seeds, sampler, nfe, *rest):
+        settings.append((sampler, nfe))
+        return real(denoiser, seeds, sampler, nfe, *rest)
+
+    monkeypatch.setattr(sampling, "sample", sample)
+    return settings
 
 
 def test_an_evaluation_measures_every_setting_and_goes_on_after_a_kill(trained, monkeypatch):
-    profile, work = trained[0], trained[-1]
-    rows = evaluation.evaluate(*trained)
-    settings = evaluation.settings(profile, trained[1])
+    profile, memory = trained[0], trained[-1]
+    told = []
+    rows = evaluation.evaluate(*trained, advance=told.append)
+    settings = evaluation.settings(profile, RUN)
     assert len(rows) == 4 * len(settings)
     assert set(rows["metric"]) == {"FD(EfficientNet-Lite0)", "KID", "precision", "recall"}
     assert rows["value"].notna().all()
     assert (rows["n"] == profile.evaluation.samples).all()
     assert rows["checkpoint"].nunique() == 4
+    assert rows["checkpoint"].iloc[-1] == checkpoints.describe(trained[3] / "100.safetensors")["weights"][:12]
+    assert rows["experiment"].nunique() == len(settings)
     interval = rows[rows["metric"].isin(["FD(EfficientNet-Lite0)", "KID"])]
     assert (interval["low"] < interval["high"]).all()
     assert (rows["sigma_max"] == 80).all()
-    evaluation.forget(profile, work)
-    assert not list(work.glob("*.json"))
+    assert len(evaluation.remembered(memory)) == len(settings)
+    assert sum(told) == sum(setting.nfe * setting.samples for setting in settings)
+    memory.unlink()
 
     real, count = evaluation.score, iter(range(3))
 
@@ -160,11 +185,71 @@ def test_an_evaluation_measures_every_setting_and_goes_on_after_a_kill(trained, 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(evaluation, "score", score)
         evaluation.evaluate(*trained)
-    calls = []
+    calls, again = [], []
     monkeypatch.setattr(evaluation, "score", lambda *args: calls.append(1) or real(*args))
-    again = evaluation.evaluate(*trained)
+    assert evaluation.evaluate(*trained, advance=again.append).to_csv() == rows.to_csv()
     assert len(calls) == len(settings) - 3  # three were kept
-    assert again.to_csv() == rows.to_csv()
+    assert sum(again) == sum(told)
+    monkeypatch.setattr(evaluation.compute, "launch", None)  # and now all are
+    assert evaluation.evaluate(*trained).to_csv() == rows.to_csv()
+
+
+def test_a_remembered_measurement_that_was_altered_is_measured_again(trained, sampled):
+    profile, memory = trained[0], trained[-1]
+    rows = evaluation.evaluate(*trained)
+    whole = memory.read_text()
+    every, batches = len(evaluation.settings(profile, RUN)), profile.evaluation.samples // profile.evaluation.batch
+    remembered = json.loads(whole)
+    key = list(remembered)[1]
+    remembered[key]["rows"][2]["value"] += 1e-9
+    number = json.dumps(remembered)
+    remembered = json.loads(whole)
+    remembered[key] = "nothing"
+    for content, settings in ((number, 1), (json.dumps(remembered), 1), (whole[:-9], every), ("[]", every)):
+        memory.write_text(content)
+        sampled.clear()
+        assert evaluation.evaluate(*trained).to_csv() == rows.to_csv()
+        assert len(sampled) == settings * batches
+        assert json.loads(memory.read_text()) == json.loads(whole)
+
+
+def test_one_more_number_of_evaluations_is_measured_alone(trained, sampled):
+    profile, *rest = trained
+    rows = evaluation.evaluate(profile, *rest)
+    sampled.clear()
+    profile = change(Path(profile.params_file), evaluation={"nfe": [5, 7, 11]})
+    more = evaluation.evaluate(profile, *rest)
+    assert set(sampled) == {("heun", 7), ("dpm-solver++", 7)}
+    assert len(more) == len(rows) + 2 * 4
+    assert more[more["nfe"] != 7].to_csv(index=False) == rows.to_csv(index=False)
+    sampled.clear()
+    fewer = change(Path(profile.params_file), evaluation={"nfe": [5]})
+    assert set(evaluation.evaluate(fewer, *rest)["nfe"]) == {5}
+    assert sampled == []
+
+
+def test_other_weights_are_measured_again_and_another_training_has_another_name(trained, sampled, tmp_path):
+    profile, _, _, folder, *_ = trained
+    rows = evaluation.evaluate(*trained).set_index(["duration", "sampler", "nfe", "metric"])
+    mine = tmp_path / "checkpoints"
+    mine.mkdir()
+    for path in folder.iterdir():
+        (mine / path.name).write_bytes(path.read_bytes())
+    denoiser, description = checkpoints.load(mine / "050.safetensors")
+    for parameter in denoiser.parameters():
+        parameter.mul_(0.99)
+    checkpoints.save(mine / "050.safetensors", denoiser, description)  # as another machine may have trained it
+    sampled.clear()
+    other = evaluation.evaluate(*trained[:3], mine, *trained[4:]).set_index(rows.index.names)
+    assert len(sampled) == profile.evaluation.samples // profile.evaluation.batch
+    assert (other["experiment"] == rows["experiment"]).all()
+    differs = other["checkpoint"] != rows["checkpoint"]
+    assert set(differs[differs].index.get_level_values("duration")) == {0.5}
+    assert (other["value"] != rows["value"])[differs].any()
+    assert (other["value"] == rows["value"])[~differs].all()
+    files.write_json(mine / "experiment.json", {"run": RUN, "experiment": "another"})
+    names = evaluation.evaluate(*trained[:3], mine, *trained[4:])["experiment"]
+    assert not set(names) & set(rows["experiment"])
 
 
 def test_the_measurements_do_not_depend_on_the_number_of_processes(trained):
@@ -172,7 +257,7 @@ def test_the_measurements_do_not_depend_on_the_number_of_processes(trained):
     shared = change(Path(profile.params_file), evaluation={"processes": 3, "batch": 16})
     one = change(Path(profile.params_file), evaluation={"processes": 1})
     rows = evaluation.evaluate(shared, *rest)
-    evaluation.forget(shared, rest[-1])
+    rest[-1].unlink()
     assert evaluation.evaluate(one, *rest).to_csv() == rows.to_csv()
 
 
@@ -184,18 +269,22 @@ def test_anyones_pictures_are_prepared_trained_on_and_scored(smoke, tmp_path):
         pixels = rng.integers(0, 256, (20, 30, 3)).astype(np.uint8)
         Image.fromarray(pixels).save(pictures / f"{number}.{('png', 'jpg')[number % 2]}")
     mine = {"name": "folder", "path": str(pictures), "conditional": False}
-    profile = change(Path(smoke.params_file), dataset=mine, evaluation={"samples": 32})
-    assert main(["prepare", "--params", profile.params_file]) == 0
-    dataset = data.load(profile.build / "dataset.safetensors")
-    assert dataset.shape == (3, 8, 8)
+    profile = change(Path(smoke.params_file), dataset=mine, evaluation={"samples": 32}, training={"budget_kimg": 0.5})
+    for stage in ("prepare", "reference"):
+        assert main([stage, "--params", profile.params_file]) == 0
+    assert runs.dataset_of(profile).shape == (3, 8, 8)
+    losses, rows = runs.train(profile), runs.evaluate(profile)
+    for table in (losses, rows):
+        assert set(table["run"]) == set(profile.runs)
+    assert rows["value"].notna().all()
+    assert set(rows["dataset"]) == {"folder"}
     for name in profile.runs:
-        training.train(profile, name, dataset, tmp_path / name, tmp_path / "logs", tmp_path / "work")
-    assert main(["reference", "--params", profile.params_file]) == 0
-    reference = profile.build / "reference.safetensors"
-    for name in profile.runs:
-        rows = evaluation.evaluate(profile, name, dataset, tmp_path / name, reference, tmp_path / "work")
-        assert rows["value"].notna().all()
-        assert set(rows["dataset"]) == {"folder"}
+        kept = profile.results / "networks" / f"{name}.safetensors"
+        assert kept.read_bytes() == (runs.checkpoints_of(profile, name) / "100.safetensors").read_bytes()
+        card = kept.with_suffix(".md").read_text()
+        assert f"# {name}: " in card
+        assert "on own images" in card
+        assert load_file(profile.results / "runs" / name / "pictures.safetensors")["grid"].shape == (64, 3, 8, 8)
 
 
 def test_pictures_are_kept_small(trained, tmp_path):
@@ -208,24 +297,32 @@ def test_pictures_are_kept_small(trained, tmp_path):
     assert kept["trajectory"][0].std() > 40  # starts as noise of the highest level
 
 
-def test_the_wrong_checkpoint_and_damaged_references_are_refused(trained):
-    profile, run, dataset, folder, reference, work = trained
+def test_the_wrong_checkpoint_and_damaged_references_are_refused(trained, tmp_path):
+    profile, run, dataset, folder, whole, memory = trained
+    reference, mine = tmp_path / "reference.safetensors", tmp_path / "checkpoints"
+    reference.write_bytes(whole.read_bytes())
     with pytest.raises(FdmError, match="is of another network"):
-        evaluation.evaluate(profile, "ve-baseline-0", dataset, folder, reference, work)
+        evaluation.evaluate(profile, "ve-baseline-0", dataset, folder, reference, memory)
     with pytest.raises(FdmError, match="was computed from other images or weights"):
-        evaluation.evaluate(profile, run, dataset._replace(sha256="0"), folder, reference, work)
-    reference.write_bytes(reference.read_bytes()[:-10])
+        evaluation.evaluate(profile, run, dataset._replace(sha256="0"), folder, reference, memory)
+    reference.write_bytes(whole.read_bytes()[:-10])
     with pytest.raises(FdmError, match="are damaged"):
-        evaluation.evaluate(profile, run, dataset, folder, reference, work)
+        evaluation.evaluate(profile, run, dataset, folder, reference, memory)
     reference.unlink()
     with pytest.raises(FdmError, match="are missing"):
-        evaluation.evaluate(profile, run, dataset, folder, reference, work)
+        evaluation.evaluate(profile, run, dataset, folder, reference, memory)
+    mine.mkdir()
+    for path in folder.glob("*.safetensors"):
+        (mine / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(FdmError, match=r"experiment.json is missing or damaged; remove .*/checkpoints and run dvc"):
+        evaluation.evaluate(profile, run, dataset, mine, whole, memory)
+    assert not memory.exists()
 
 
 def test_the_floor_is_real_against_other_real_images_at_the_same_n(smoke):
     everything = torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
     everything += torch.linspace(-2, 2, 400)[:, None]  # in an order, as data sets are
-    floor = evaluation.calibrate(smoke, everything).set_index("metric")
+    floor = evaluation.calibrate(smoke, everything, {"weights": "0"}).set_index("metric")
     assert floor.loc["FD(EfficientNet-Lite0)", "n"] == smoke.evaluation.samples
     assert floor.loc["FD(EfficientNet-Lite0)", "n_reference"] == 200
     assert floor.loc["KID", "low"] < 0 < floor.loc["KID", "high"]  # equal distributions
@@ -233,3 +330,8 @@ def test_the_floor_is_real_against_other_real_images_at_the_same_n(smoke):
     assert abs(floor.loc["KID", "value"]) < spread / 5  # 20 pairs: about three standard errors
     assert (floor["low"] <= floor["value"]).all()
     assert (floor["value"] <= floor["high"]).all()
+    assert floor["experiment"].nunique() == 1
+    (name,) = set(floor["experiment"])
+    assert set(evaluation.calibrate(smoke, everything, {"weights": "1"})["experiment"]) != {name}
+    fewer = change(Path(smoke.params_file), evaluation={"samples": 32})
+    assert set(evaluation.calibrate(fewer, everything, {"weights": "0"})["experiment"]) != {name}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fdm import checkpoints, compute, doctor, downloads, plan, profiles, training
+from fdm import checkpoints, compute, doctor, downloads, plan, profiles, runs, training
 from fdm.__main__ import main
 from fdm.data import Dataset
 from fdm.errors import FdmError
@@ -19,7 +19,7 @@ from .conftest import change
 
 
 def built(profile, name: str, dataset: Dataset) -> Denoiser:
-    return checkpoints.build(training.describe(profile, name, dataset))
+    return checkpoints.build(checkpoints.specify(profile, name, dataset))
 
 
 @pytest.mark.parametrize("name", ["ve-baseline-0", "edm-fdm-0"])
@@ -61,13 +61,27 @@ def test_the_published_networks_have_the_published_sizes_and_the_whole_bill():
     assert plan.evaluations(profile, "edm-fdm-0") == 50_000 * (3 * 35 + 2 * (5 + 11 + 17 + 25 + 35 + 49 + 79))
 
 
+@pytest.mark.parametrize(
+    ("name", "stages"),
+    [
+        ("digits", "code kernel published prepare reference train evaluate tables publish"),
+        ("ablations", "code prepare reference train evaluate ablations publish"),
+        ("published-checkpoints", "code kernel published prepare reference fetch evaluate tables publish"),
+    ],
+)
+def test_where_nothing_was_computed_all_stages_are_to_run(study, name, stages):
+    assert plan.stages(profiles.find(name)) == stages.split()
+
+
 def test_a_plan_tells_the_cost_and_leaves_everything_as_it_was(smoke, monkeypatch, capsys):
     monkeypatch.setattr(plan, "SECONDS", 1)
     before = {path: path.stat().st_mtime_ns for path in Path.cwd().rglob("*")}
     assert main(["plan", "--params", smoke.params_file]) == 0
     assert {path: path.stat().st_mtime_ns for path in Path.cwd().rglob("*")} == before
     text = capsys.readouterr().out
-    assert "Stages to run: code, kernel, published, prepare, reference, train@ve-baseline-0, train@edm-fdm-0" in text
+    stages = ["code", "kernel", "published", "prepare", "reference", "train", "evaluate", "tables", "publish"]
+    assert f"Stages to run: {', '.join(stages)}.\n" in text
+    assert ("2 runs are computed at once" in text) == (runs.at_once(smoke, 1) == 2)
     assert re.search(r"edm-fdm-0 +[\d,]+ +[\d.e-]+ +2,048 +[\d.e+]+ +\d+ s +3,008", text), text
     assert re.search(r"V100 +\d+ s +\d+ s +yes", text)
     assert "Nothing is missing here." in text

@@ -1,6 +1,5 @@
 """What must agree between the files of the project: lock, environments, pipeline, profiles, notebooks, README."""
 
-import ast
 import re
 import tomllib
 from pathlib import Path
@@ -12,7 +11,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from fdm import archives, evaluation, plan, profiles, report, study, training
+from fdm import archives, closure, pipeline, plan, profiles, report, study
 from fdm.__main__ import main
 from fdm.errors import FdmError
 
@@ -61,83 +60,38 @@ def test_lock_pyproject_and_environment_agree():
 # -------------------------------------------------------------------------------------------------- pipeline
 
 
-@pytest.mark.parametrize("name", PROFILES[1:-2])
-def test_every_profile_has_the_same_pipeline(name):
-    copy = ROOT / "profiles" / name / "dvc.yaml"
-    assert copy.read_bytes() == (ROOT / "dvc.yaml").read_bytes(), f"cp dvc.yaml profiles/{name}/dvc.yaml"
+@pytest.mark.parametrize("name", PROFILES)
+def test_every_pipeline_is_the_one_of_the_table_of_stages(name):
+    profile = profiles.find(name)
+    assert pipeline.file_of(profile).read_text() == pipeline.text(profile), "python -m fdm pipeline --params ..."
 
 
-def test_published_checkpoints_go_through_the_same_pipeline_but_for_the_training():
-    mine = yaml.safe_load((ROOT / "dvc.yaml").read_text())
-    theirs = yaml.safe_load((ROOT / "profiles" / "published-checkpoints" / "dvc.yaml").read_text())
-    train, fetch = mine["stages"].pop("train"), theirs["stages"].pop("fetch")
-    assert fetch["foreach"] == train["foreach"]
-    assert [*fetch["do"]["outs"][0]] == [*train["do"]["outs"][0]] == ["build/${profile}/checkpoints/${key}"]
-    tables = mine["stages"]["tables"]
-    for kind in ("outs", "plots"):
-        tables[kind] = [out for out in tables[kind] if not re.search(r"/loss\.", str(out))]
-    assert mine["stages"] == theirs["stages"]
-    assert [plot for plot in mine["plots"] if "Training loss" not in plot] == theirs["plots"]
+def test_a_stage_depends_on_the_source_of_all_that_it_runs():
+    assert {"training", "losses", "networks", "profiles", "closure"} <= closure.modules("training").keys()
+    assert {"samplers.heun", "sampling", "preconditioning"} <= closure.modules("evaluation").keys()
+    assert not {"plots", "report", "verify", "explain", "plan"} & closure.modules("training", "evaluation").keys()
+    assert "training" not in closure.modules(
+        "evaluation"
+    )  # another loop that ends in equal weights scores nothing again
+    for profile in map(profiles.find, PROFILES):
+        stages = pipeline.stages(profile)
+        for name, stage in stages.items():
+            if name != "code":
+                (text,) = [d for d in stage["deps"] if d.startswith(f"build/{profile.profile}/code/")]
+                assert Path(text).stem in pipeline.coded(profile)
+    text = pipeline.code(profiles.find("digits"), "04_tables")
+    assert "report.show_table" in text
+    assert re.search(r"^[0-9a-f]{64}  tables$", text, re.M)
 
 
-def test_the_ablations_share_the_stages_that_are_not_about_cells():
-    mine = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    theirs = yaml.safe_load((ROOT / "profiles" / "ablations" / "dvc.yaml").read_text())["stages"]
-    assert list(theirs) == ["code", "prepare", "reference", "cell", "ablations", "publish"]
-    for stage in ("code", "prepare", "reference", "publish"):
-        assert theirs[stage] == mine[stage]
-
-
-def imports(module: str, inside_functions: bool = True) -> set[str]:
-    """The modules of this package that a module imports, directly or not, by file."""
-    seen: set[str] = set()
-    todo = [module]
-    while todo:
-        name = todo.pop()
-        path = ROOT / "fdm" / f"{name.replace('.', '/')}.py"
-        if not path.exists():
-            path = ROOT / "fdm" / name.replace(".", "/") / "__init__.py"
-            name = f"{name}.__init__"
-        if name in seen or not path.exists():
-            continue
-        seen.add(name)
-        tree = ast.parse(path.read_text())
-        for node in ast.walk(tree) if inside_functions else tree.body:
-            if isinstance(node, ast.ImportFrom) and node.module == "fdm":
-                todo += [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fdm."):
-                todo.append(node.module.removeprefix("fdm."))
-    return seen
-
-
-def test_the_hashed_code_is_all_the_code_that_shapes_a_result():
-    assert set(training.CODE) == imports("training")
-    assert set(evaluation.CODE) == imports("evaluation")
-
-
-def test_stages_depend_on_the_code_that_they_run():
-    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    exempt = {"errors"}  # sentences change no number
-    for stage, module in {"train": "training", "evaluate": "evaluation"}.items():
-        deps = {d for d in stages[stage]["do"]["deps"] if d.startswith("fdm/")}
-        for name in imports(module) - exempt:
-            path = f"fdm/{name.replace('.', '/').replace('/__init__', '/__init__')}.py"
-            # Training reaches the evaluation through the checkpoints, whose hash is a dependency.
-            through_checkpoints = stage == "evaluate" and name in {"augmentation", "losses", "training", "profiles"}
-            assert through_checkpoints or path in deps or str(Path(path).parent) in deps, f"{stage} misses {path}"
-
-
-def test_a_cell_depends_on_the_code_that_it_runs():
-    stages = yaml.safe_load((ROOT / "profiles" / "ablations" / "dvc.yaml").read_text())["stages"]
-    for stage, module in {"cell": stages["cell"]["do"], "ablations": stages["ablations"]}.items():
-        deps = {d for d in module["deps"] if d.startswith("fdm/")}
-        wanted = imports("ablations") - {"provenance"}
-        if stage == "ablations":  # functions of other notebooks import the rest
-            drawn = ("analysis", "report", "reproducibility", "plots")
-            wanted = set().union(*(imports(name, inside_functions=False) for name in drawn))
-        for name in wanted - {"errors", "files", "names"}:
-            path = f"fdm/{name.replace('.', '/')}.py"
-            assert path in deps or str(Path(path).parent) in deps, f"{stage} misses {path}"
+def test_the_source_behind_a_stage_changes_with_that_of_any_module_it_imports(study):
+    before = {name: closure.digest(name) for name in ("training", "evaluation")}
+    (study / "fdm" / "losses.py").write_text((study / "fdm" / "losses.py").read_text() + "\n")
+    closure._imports.cache_clear()
+    assert closure.digest("training") != before["training"]
+    assert closure.digest("evaluation") == before["evaluation"]
+    (study / "fdm" / "plots.py").write_text("")
+    assert closure.digest("evaluation") == before["evaluation"]
 
 
 def test_every_data_set_has_a_source_a_shape_and_a_name_for_tables():
@@ -264,22 +218,14 @@ def test_sources_are_committed_without_outputs(path):
 
 
 @pytest.mark.parametrize("name", COMMITTED)
-def test_there_is_an_executed_copy_of_every_notebook_and_run(name):
-    profile = profiles.find(name)
-    wanted = {
-        "01_kernel",
-        "04_tables",
-        "06_published_code",
-        *(f"{n}+{run}" for run in profile.runs for n in ("02_train", "03_evaluate")),
-    }
-    wanted = {"05_ablations"} if profile.cells else wanted
-    assert {path.stem for path in EXECUTED if path.parts[-3] == name} == wanted
+def test_there_is_an_executed_copy_of_every_notebook(name):
+    assert {path.stem for path in EXECUTED if path.parts[-3] == name} == set(pipeline.books(profiles.find(name)))
 
 
 @pytest.mark.parametrize("path", EXECUTED, ids=lambda p: f"{p.parts[-3]} {p.stem}")
 def test_executed_notebooks_are_of_the_committed_sources_with_outputs_and_no_error(path):
     executed = nbformat.read(path, as_version=4)
-    source = nbformat.read(ROOT / "notebooks" / f"{path.stem.split('+')[0]}.ipynb", as_version=4)
+    source = nbformat.read(ROOT / "notebooks" / f"{path.stem}.ipynb", as_version=4)
     mine = [c for c in executed.cells if "injected-parameters" not in c.metadata.get("tags", [])]
     assert [c.source for c in mine] == [c.source for c in source.cells], "dvc repro publish"
     code = [c for c in executed.cells if c.cell_type == "code"]

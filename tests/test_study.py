@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from safetensors.numpy import save_file
 
-from fdm import evaluation, plots, report, statistics, tables
+from fdm import agreement, evaluation, plots, report, statistics, tables
 from fdm import study as measured_study
 from fdm.errors import FdmError
 from fdm.profiles import find
@@ -22,36 +22,21 @@ def measured(profile, metric="FD(EfficientNet-Lite0)", kimg=60):
         rows = []
         for share, sampler, nfe, *_ in evaluation.settings(profile, name):
             value = 1000 * models[name] + 100 * share + nfe / 100 + (0.5 if sampler != "heun" else 0)
-            context = dict(
-                zip(
-                    evaluation.CONTEXT,
-                    [
-                        profile.profile,
-                        profile.dataset.name,
-                        name,
-                        run.framework,
-                        run.kernel,
-                        0,
-                        share,
-                        kimg * share,
-                        sampler,
-                        nfe,
-                        80.0,
-                        0,
-                        0,
-                    ],
-                    strict=True,
-                )
-            )
+            values = [profile.profile, profile.dataset.name, name, run.framework, run.kernel, run.seed, share,
+                      kimg * share, sampler, nfe, 80.0, 0, 0]  # fmt: skip
+            context = dict(zip(evaluation.CONTEXT, values, strict=True))
             for key in (metric, "KID", "precision", "recall"):
                 rows.append(
                     context | {"metric": key, "value": value, "n": profile.evaluation.samples, "n_reference": 898}
                 )
         folder = profile.results / "runs" / name
-        (folder / "training" / "plots" / "metrics").mkdir(parents=True)
+        folder.mkdir(parents=True)
         pd.DataFrame(rows).to_csv(folder / "measurements.csv", index=False)
-        loss = pd.DataFrame({"step": [1000, 2000], "loss": [2.0, 1.0]})
-        loss.to_csv(folder / "training" / "plots" / "metrics" / "loss.tsv", sep="\t", index=False)
+        if profile.training:
+            (profile.results / "training").mkdir(exist_ok=True)
+            last = models[name] / 10
+            loss = {"run": name, "experiment": "0", "images": [1000, 2000], "loss": [2.0, last], "lr": [0.1, 0.2]}
+            pd.DataFrame(loss).to_csv(profile.results / "training" / f"{name}.csv", index=False)
         rng = np.random.default_rng(0)
         grid = rng.integers(0, 256, (64, 1, 8, 8)).astype(np.uint8)
         path = rng.normal(size=(14, 1, 8, 8)).astype(np.float32)
@@ -143,7 +128,7 @@ def test_one_training_of_each_model_decides_nothing_but_formulas(profile):
     assert {each["claim"] for each in measured_study.claims(only)["claims"]} == {"C1", "C2"}
     report.show_claims(profile, profile.results / "tables")
     kept = json.loads((profile.results / "claims.json").read_text(), parse_constant=pytest.fail)
-    assert kept == told
+    assert kept == agreement.rounded_value(told)
     assert "| C3 " in (profile.results / "tables" / "verdicts.md").read_text()
 
 
@@ -165,14 +150,67 @@ def test_reports_and_figures_are_the_same_bytes_each_time(profile, tmp_path):
     report.write_plots(profile, rows, measured_study.losses(profile))
     curve = pd.read_csv(profile.results / "plots" / "quality_by_nfe.csv")
     assert list(curve["nfe"]) == sorted(profile.evaluation.nfe)
-    levels = report.noise_levels(profile, "edm-fdm-0")
-    assert levels["sigma"].is_monotonic_increasing
+
+
+def test_what_differs_by_rounding_alone_is_left_as_it_is_and_all_else_is_written(profile, tmp_path):
+    """Tables for people and figures follow the record, so that no rounded digit differs from it."""
+    plots.use_style()
+    rows, floor = measured_study.measurements(profile), measured_study.calibration(profile).iloc[0]
+    folder, losses = profile.results / "tables", measured_study.losses(profile)
+
+    def write(factor):
+        some = rows.assign(value=rows["value"] * factor)
+        table = pd.DataFrame({"model": ["a", "b"], "FD": [1.005 * factor, 20.0], "p": [0.0005 * factor, 1.0]})
+        tables.write_table(table, folder, "table", "Numbers whose rounding is close.")
+        plots.save(plots.quality_by_nfe(some, floor), folder, "figure")
+        report.write_plots(profile, some, losses)
+        files = [*folder.iterdir(), *(profile.results / "plots").iterdir()]
+        return {path.name: path.read_bytes() for path in files}
+
+    first = write(1 - 1e-9)
+    assert b"| 1.00 |" in first["table.md"]
+    assert write(1 + 1e-9) == first
+    other = write(1.01)
+    assert {name for name in first if other[name] == first[name]} == {"loss.csv"}
+    report.show_claims(profile, folder)
+    claims = profile.results / "claims.json"
+    told = claims.read_text()
+    claims.write_text(told.replace('"margin": 1.5', '"margin": 1.5000000001'))
+    report.show_claims(profile, folder)
+    assert '"margin": 1.5000000001' in claims.read_text()
+    claims.write_text(told.replace('"verdict": "partly"', '"verdict": "reproduced"'))
+    report.show_claims(profile, folder)
+    assert claims.read_text() == told
+
+
+def test_the_notebooks_tables_of_losses_levels_and_distances(profile):
+    levels = report.noise_levels(profile).set_index(["model", "draws below"])
+    assert len(levels) == 6 * 3
+    for _, part in levels.groupby("model"):
+        assert part["sigma"].is_monotonic_increasing
+    assert levels.loc[("EDM", "50 %"), "sigma"] == pytest.approx(math.exp(-1.2), rel=0.02)
+    assert levels.loc["EDM", "input"].tolist() == pytest.approx([1, 1, 1])  # c_in of EDM keeps the variance
+    losses = measured_study.losses(profile)
+    assert list(losses["run"].unique()) == list(profile.runs)
+    assert set(losses.columns) >= {"images", "loss", "lr", "framework", "kernel", "seed"}
+    ends = report.losses(profile, losses)
+    assert ends.loc["edm-fdm-0"].to_dict() == {"loss at 1 kimg": 2.0, "loss at 2 kimg": 0.6}
+    rows = measured_study.measurements(profile)
+    by_metric = report.by_metric(profile, rows)
+    assert list(by_metric.index) == list(profile.runs)
+    assert by_metric.loc["ve-fdm-0", "KID"] == pytest.approx(4100.25)
+    floors = report.in_floors(profile, rows)
+    assert list(floors.columns) == ["25%", "50%", "75%", "100%"]
+    assert floors.loc["ve-fdm-0", "50%"] == round(4050.25 / 6, 2)
 
 
 def test_a_damaged_measurement_is_named(profile):
     (profile.results / "runs" / "vp-fdm-0" / "measurements.csv").write_bytes(b"")
     with pytest.raises(FdmError, match=r"vp-fdm-0/measurements.csv is damaged .* measure it again"):
         measured_study.measurements(profile)
+    (profile.results / "training" / "vp-fdm-0.csv").unlink()
+    with pytest.raises(FdmError, match=r"training/vp-fdm-0.csv is missing; run dvc repro"):
+        measured_study.losses(profile)
     (profile.results / "runs" / "vp-fdm-0" / "pictures.safetensors").write_bytes(b"1")
     with pytest.raises(FdmError, match=r"pictures.safetensors is missing or damaged"):
         report.pictures(profile)
