@@ -25,6 +25,7 @@ from fdm.files import replace, root
 from fdm.profiles import Profile
 
 DIGITS = 10  # significant digits that results are written with: rounding reaches the twelfth
+TEXT = {"experiment": str, "checkpoint": str}  # columns of hashes, some of which look like numbers
 RELATIVE, ABSOLUTE = 1e-7, 1e-10  # by which derived numbers may differ
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 
@@ -110,6 +111,8 @@ def losses(path: Path, here: pd.DataFrame) -> bool:
     old = _read(path)
     if old is None or list(old.columns) != list(here.columns) or len(old) != len(here):
         return False
+    if list(old["experiment"]) != list(here["experiment"]):
+        return False
     names = [column for column in here.columns if column != "loss"]
     if not all(
         same(str(a), str(b)) for a, b in zip(old[names].values.ravel(), here[names].values.ravel(), strict=True)
@@ -139,7 +142,7 @@ def floor(path: Path, here: pd.DataFrame) -> bool:
 def _read(path: Path) -> pd.DataFrame | None:
     """A table, or None where there is none, or none that can be read."""
     try:
-        return pd.read_csv(path)
+        return pd.read_csv(path, dtype=TEXT)
     except (OSError, ValueError):
         return None
 
@@ -310,4 +313,4 @@ def measurements(profile: Profile, path: Path, here: pd.DataFrame) -> bool:
 
 def read_back(table: pd.DataFrame) -> pd.DataFrame:
     """A table as it will be read from its file, with ten digits."""
-    return pd.read_csv(io.StringIO(rounded(table).to_csv(index=False)))
+    return pd.read_csv(io.StringIO(rounded(table).to_csv(index=False)), dtype=TEXT)

@@ -6,6 +6,7 @@ that a revision can be checked in a folder of its own.
 """
 
 import fnmatch
+import functools
 import hashlib
 import json
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from fdm import agreement, pipeline, study, tables
+from fdm import agreement, analysis, pipeline, reproducibility, study, tables
 from fdm.errors import FdmError
 from fdm.explain import relative
 from fdm.files import root
@@ -153,26 +154,60 @@ def of_experiments(profile: Profile, rows: pd.DataFrame, made_by: dict[str, Any]
 # --------------------------------------------------------------------------------------------- what follows from what
 
 
-def derived(profile: Profile) -> list[str]:
-    """Where measurements.csv, a table, its Markdown or LaTeX, or claims.json is not what follows from the runs."""
-    wanted: dict[str, Callable[[], pd.DataFrame]] = {"measurements.csv": lambda: study.measurements(profile)}
+HIDDEN = {"effects": ["p", "seeds"], "highest_noise": ["p"], "costs_training": ["ratio", "low", "high", "known"],
+          "costs_nfe": ["ratio", "low", "high", "known"]}  # fmt: skip  # columns of the CSV that are not shown
+
+
+def _tables(profile: Profile) -> dict[str, Callable[[], pd.DataFrame]]:
+    """How each table of a profile is made from its runs, by name."""
     if not profile.cells:
-        wanted["tables/table1.csv"] = lambda: tables.table1(profile)
-        wanted["tables/table2.csv"] = lambda: tables.table_nfe(profile, 2)
-        wanted["tables/table3.csv"] = lambda: tables.table_nfe(profile, 3)
+        return {
+            "table1": lambda: tables.table1(profile),
+            "table2": lambda: tables.table_nfe(profile, 2),
+            "table3": lambda: tables.table_nfe(profile, 3),
+        }
+    rows = study.measurements(profile)
+    return {
+        "design": lambda: analysis.design(profile),
+        **{
+            name: functools.partial(getattr(analysis, name), profile, rows)
+            for name in ("cells", "effects", "highest_noise", "noise", "noise_of_ratios", "bias")
+        },
+        "costs_training": lambda: analysis.costs(profile, rows, "duration", (1, 2, -1)),
+        "costs_nfe": lambda: analysis.costs(profile, rows, "nfe", (1, 2, -1)),
+    }
+
+
+def derived(profile: Profile) -> list[str]:
+    """Where measurements.csv, a table in any form, claims.json or REPORT.md is not what follows from the runs."""
+    try:
+        made = {f"tables/{name}.csv": make for name, make in _tables(profile).items()}
+    except FdmError as error:
+        return [str(error).replace(f"{root()}/", "").rstrip(".")]
     problems = []
-    for name, make in wanted.items():
+    for name, make in {"measurements.csv": lambda: study.measurements(profile), **made}.items():
         place = relative(profile.results / name)
         try:
             stored, due = study.read(profile.results / name), agreement.read_back(make())
             problems += [f"{place}, {text}" for text in _first_difference(stored, due)]
-            if name.startswith("tables/"):
+            if name in made:
                 problems += _other_forms(profile.results / name)
         except FdmError as error:
             problems.append(str(error).replace(f"{root()}/", "").rstrip("."))
         except (KeyError, ValueError, TypeError) as error:
             problems.append(f"{place} cannot be made from the runs ({error!r})")
-    return problems + _claims(profile)
+    return problems + _claims(profile) + (_report(profile) if profile.cells else [])
+
+
+def _report(profile: Profile) -> list[str]:
+    path = profile.results / "REPORT.md"
+    try:
+        values = reproducibility.numbers(profile)
+        due = reproducibility.filled(root() / "notebooks" / "05_report.md", profile, values)
+        same = agreement.same(path.read_text(encoding="utf-8"), due)
+    except (FdmError, OSError, KeyError, ValueError) as error:
+        return [f"{relative(path)} cannot be compared ({error})"]
+    return [] if same else [f"{relative(path)} is not what follows from its text and the tables"]
 
 
 def _claims(profile: Profile) -> list[str]:
@@ -188,7 +223,7 @@ def _claims(profile: Profile) -> list[str]:
 
 def _other_forms(path: Path) -> list[str]:
     """Where the Markdown or LaTeX of a table does not show the numbers of its CSV file."""
-    text = tables.shown(study.read(path))
+    text = tables.shown(study.read(path).drop(columns=HIDDEN.get(path.stem, [])))
     problems = []
     for suffix, due in ((".md", tables.markdown(text)), (".tex", tables.latex(text))):
         file = path.with_suffix(suffix)

@@ -68,7 +68,8 @@ def _at_the_end(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
     """Measurements with the sampler and evaluations of Table 1, from the usual latents and noise level, by model."""
     rows = rows[(rows["sampler"] == "heun") & (rows["nfe"] == profile.evaluation.duration_nfe)]
     rows = rows[(rows["sigma_max"] == rows["run"].map(rows.groupby("run")["sigma_max"].first()))]
-    rows = rows[(rows["latents"] == 0) & (rows["reference"] == 0) & (rows["n"] <= profile.evaluation.samples)]
+    rows = rows[(rows["latents"] == 0) & (rows["reference"] == 0)]
+    rows = rows[(rows["n"] == profile.evaluation.samples) | (rows["metric"] != frechet(rows))]
     part = {run: part for part, runs in profile.parts.items() for run in runs}
     return rows.assign(model=rows["run"].map(part))
 
@@ -246,8 +247,14 @@ BEGIN, END = "<!-- verdicts: generated, see CONTRIBUTING.md -->", "<!-- end of v
 
 
 def readme(profile: Profile) -> str:
-    """README.md with its section of verdicts as the claims.json of this profile tells them."""
+    """README.md with its section of verdicts as the claims.json and the tables of this profile tell them.
+
+    The words above the table are notebooks/05_short.md, with the measured numbers in it.
+    """
+    from fdm import reproducibility
+
     told = study.read_json(profile.results / "claims.json")
     before, rest = (root() / "README.md").read_text(encoding="utf-8").split(BEGIN)
-    section = f"{scale(told)[0].upper()}{scale(told)[1:]}\n\n{tables.markdown(claims_table(told))}"
-    return f"{before}{BEGIN}\n\n{section}\n{END}{rest.split(END)[1]}"
+    table = f"{scale(told)[0].upper()}{scale(told)[1:]}\n\n{tables.markdown(claims_table(told))}"
+    short = reproducibility.filled(root() / "notebooks" / "05_short.md", profile, reproducibility.numbers(profile))
+    return f"{before}{BEGIN}\n\n{short.strip()}\n\n{table}\n{END}{rest.split(END)[1]}"

@@ -48,7 +48,7 @@ def _run(profile: Profile, env: dict[str, str]) -> pd.DataFrame:
         if done.returncode:
             raise FdmError(f"The training with {env} failed; see above.")
         parts = [copy / "build" / profile.profile / "here" / "runs" / part for part in profile.parts]
-        return pd.concat([pd.read_csv(part / "measurements.csv") for part in parts], ignore_index=True)
+        return pd.concat([study.read(part / "measurements.csv") for part in parts], ignore_index=True)
 
 
 def deviations(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
@@ -77,10 +77,10 @@ def measure(profile: Profile) -> pd.DataFrame:
     tables = {"on record": study.measurements(profile)}
     for name, env in VARIANTS.items():
         path = profile.build / "rounding" / f"{name}.csv"
-        if not path.is_file() or set(pd.read_csv(path)["experiment"]) != set(tables["on record"]["experiment"]):
+        if not path.is_file() or set(study.read(path)["experiment"]) != set(tables["on record"]["experiment"]):
             print(f"{name}:", file=sys.stderr)
             write_text(path, _run(profile, env).to_csv(index=False))
-        tables[name] = pd.read_csv(path)
+        tables[name] = study.read(path)
     table = agreement.read_back(deviations(tables))
     write_text(profile.results / "rounding.csv", table.to_csv(index=False))
     return table

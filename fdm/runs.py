@@ -24,22 +24,27 @@ import torch
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from fdm import agreement, cards, checkpoints, compute, data, evaluation, provenance, training
+from fdm import agreement, cards, checkpoints, closure, compute, data, evaluation, provenance, study, training
 from fdm.errors import FdmError
 from fdm.files import digest, replace, root, write_json, write_text
 from fdm.profiles import SNAPSHOTS, Profile
 
 KEPT = 2_000_000  # bytes of a network that is kept in git
 
+SOURCE = closure.listing("training", "evaluation")  # as it was when it was imported, and so computes
+
 _count: Any = None  # in a process of the pool: what has been done so far, by all of them
 
 
 def at_once(profile: Profile, processes: int) -> int:
-    """How many runs are computed at once: one for each core that their threads leave; on a GPU one after another."""
-    if compute.device() != "cpu" or processes > 1:
+    """How many runs are computed at once: one for each core, where each has one thread on a CPU; else one.
+
+    Processes of several threads could hang, as they are forked from one whose own threads have computed.
+    """
+    if compute.device() != "cpu" or processes > 1 or profile.threads > 1:
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(len(profile.runs), cores // profile.threads))
+    return min(len(profile.runs), cores)
 
 
 def _start(threads: int, log: Path, count: Any) -> None:
@@ -54,6 +59,14 @@ def _start(threads: int, log: Path, count: Any) -> None:
 def _advance(n: int) -> None:
     with _count.get_lock():
         _count.value += n
+
+
+def _unchanged() -> None:
+    """Raise FdmError where the source is no longer that which computes: results would be named by the new one."""
+    if closure.listing("training", "evaluation") != SOURCE:
+        raise FdmError(
+            "The source in fdm/ has changed while it computed; run dvc repro again, which names what it uses."
+        )
 
 
 def each(
@@ -85,7 +98,7 @@ def each(
         try:
             while waiting:
                 ended, _ = wait(waiting, timeout=0.5, return_when="FIRST_COMPLETED")
-                bar.update(count.value - bar.n)
+                bar.update(count.get_obj().value - bar.n)  # without its lock, which a killed process may hold
                 for future in ended:
                     done(waiting.pop(future), future.result())
                     bar.set_postfix_str(
@@ -131,7 +144,14 @@ def dataset_of(profile: Profile) -> data.Dataset:
 
 def _train(profile: Profile, run: str, advance: Callable[[int], None] | None) -> dict[str, Any]:
     folder, logs, work = checkpoints_of(profile, run), profile.build / "logs" / run, root() / "work"
-    return training.train(profile, run, dataset_of(profile), folder, logs, work, compute.device(), advance)
+    _unchanged()
+    trained = training.train(profile, run, dataset_of(profile), folder, logs, work, compute.device(), advance)
+    try:
+        _unchanged()
+    except FdmError:
+        (folder / checkpoints.EXPERIMENT).unlink(missing_ok=True)  # so that it is trained again
+        raise
+    return trained
 
 
 def train(profile: Profile) -> pd.DataFrame:
@@ -159,7 +179,7 @@ def train(profile: Profile) -> pd.DataFrame:
             kept.append(part)
         else:
             write_text(path, here.to_csv(index=False))
-        tables.append(pd.read_csv(path))
+        tables.append(study.read(path))
     _say(profile, "training losses", "training", kept)
     _remove_others(profile.results / "training", [f"{part}.csv" for part in profile.parts])
     return pd.concat(tables, ignore_index=True)
@@ -184,7 +204,7 @@ def reference(profile: Profile) -> pd.DataFrame:
     write_text(profile.build / "here" / "calibration.csv", floor.to_csv(index=False))
     if not agreement.floor(record, floor):
         write_text(record, floor.to_csv(index=False))
-    return pd.read_csv(record)
+    return study.read(record)
 
 
 def here(profile: Profile, part: str) -> Path:
@@ -195,7 +215,13 @@ def here(profile: Profile, part: str) -> Path:
 def _score(profile: Profile, run: str, advance: Callable[[int], None] | None) -> pd.DataFrame:
     folder, memory = checkpoints_of(profile, run), profile.build / "scores" / f"{run}.json"
     reference, device = profile.build / "reference" / "features.safetensors", compute.device()
+    _unchanged()
     rows = evaluation.evaluate(profile, run, dataset_of(profile), folder, reference, memory, device, advance)
+    try:
+        _unchanged()
+    except FdmError:
+        memory.unlink(missing_ok=True)
+        raise
     if not profile.cells:
         evaluation.pictures(profile, folder, here(profile, run) / "pictures.safetensors", device)
     return rows
@@ -222,7 +248,7 @@ def evaluate(profile: Profile) -> pd.DataFrame:
     _say(profile, "measurements", "runs", kept)
     _remove_others(profile.results / "runs", profile.parts)
     _remove_others(profile.results / "networks", [f"{run}.{end}" for run in profile.runs for end in cards.ENDS])
-    return pd.concat([pd.read_csv(profile.results / "runs" / part / "measurements.csv") for part in profile.parts])
+    return pd.concat([study.read(profile.results / "runs" / part / "measurements.csv") for part in profile.parts])
 
 
 def _settle(profile: Profile, part: str, found: dict[str, pd.DataFrame], started: float) -> bool:
@@ -234,7 +260,7 @@ def _settle(profile: Profile, part: str, found: dict[str, pd.DataFrame], started
     text = measured.to_csv(index=False)
     write_text(source / "measurements.csv", text)
     path = profile.results / "runs" / part / "measurements.csv"
-    if agreement.measurements(profile, path, measured):
+    if agreement.measurements(profile, path, measured) and _whole(profile, part):
         return True
     write_text(path, text)
     if not profile.cells:
@@ -248,6 +274,21 @@ def _settle(profile: Profile, part: str, found: dict[str, pd.DataFrame], started
         profile.results / "provenance" / f"{part}.json", digest(text), started, part=part, training_seconds=seconds
     )
     return False
+
+
+def _whole(profile: Profile, part: str) -> bool:
+    """Whether the record of a part has all its files, and its network is the one that was scored."""
+    if profile.cells:
+        return True
+    folder, network = profile.results / "runs" / part, profile.results / "networks" / f"{part}.safetensors"
+    small = (checkpoints_of(profile, part) / checkpoints.snapshot_name(SNAPSHOTS[-1])).stat().st_size <= KEPT
+    try:
+        weights = checkpoints.load(network)[1]["weights"] if small else None
+        rows = study.read(folder / "measurements.csv")
+    except (FdmError, OSError, KeyError):
+        return False
+    scored = set(rows[rows["duration"] == 1]["checkpoint"].astype(str))
+    return (folder / "pictures.safetensors").is_file() and (not small or scored == {str(weights)[:12]})
 
 
 def _seconds(profile: Profile, run: str) -> float:

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from fdm import kernels, statistics
+from fdm.agreement import TEXT
 from fdm.errors import FdmError
 from fdm.files import root
 from fdm.profiles import SNAPSHOTS, Profile
@@ -39,7 +40,7 @@ def label(framework: str, kernel: str) -> str:
 def read(path: Path) -> pd.DataFrame:
     """A CSV file of this study; raises FdmError when it is missing, empty or no table."""
     try:
-        return pd.read_csv(path)
+        return pd.read_csv(path, dtype=TEXT)
     except FileNotFoundError as error:
         raise FdmError(f"{path} is missing; run dvc repro to measure it.") from error
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
@@ -106,7 +107,7 @@ def losses(profile: Profile) -> pd.DataFrame:
     Empty for published networks.
     """
     pairs = [cell for framework in ("vp", "ve", "edm") for cell in published_pair(profile, framework)]
-    names = [part for part in profile.parts if not profile.cells or part in pairs]
+    names = [part for part in profile.parts if part in pairs or not profile.cells] or [*profile.parts]
     parts = [pd.DataFrame(columns=["images", "loss", "run", "framework", "kernel", "seed"])]
     for name in [] if profile.published else names:
         part = read(profile.results / "training" / f"{name}.csv")

@@ -99,7 +99,7 @@ def verify(profile: Profile, revision: str) -> dict[str, Any]:
                 chaotic = sorted(set(agreement.rounding(then).query("chaotic")["run"]))
         except FdmError as error:
             raise FdmError(f"At revision {full[:12]}: {str(error).replace(f'{folder}/', '')}") from error
-        floor = pd.read_csv(profile.build / "here" / "calibration.csv")
+        floor = study.read(profile.build / "here" / "calibration.csv")
         same_floor = agreement.floor(folder / "results" / profile.profile / "calibration.csv", floor)
     now = words_here(profile)
     words = [{"claim": key, "committed": known.get(key), "here": now.get(key)} for key in dict.fromkeys([*known, *now])]

@@ -16,6 +16,7 @@ import torch
 import yaml
 
 from fdm import (
+    agreement,
     analysis,
     evaluation,
     kernels,
@@ -121,12 +122,14 @@ def test_intervals_of_one_value_are_empty_and_of_none_too():
     assert math.isnan(statistics.p_value(np.array([2.0])))
 
 
-@pytest.mark.parametrize("scale", [0.1, 1 / 3, 1e-3])
-def test_intervals_are_the_same_in_every_unit(scale):
-    """Of resamples of one seed alone there is no t, whatever rounding leaves of their spread."""
-    values = np.array([1.0, 3, 2, 5, 7])
-    expected = np.array(statistics.mean(values)) * scale
-    np.testing.assert_allclose(statistics.mean(values * scale), expected, rtol=1e-9)
+@pytest.mark.parametrize(
+    ("values", "scale"),
+    [([1.0, 3, 2, 5, 7], 0.001), ([1.0, 3, 2, 5, 7], 1.1), ([1.0, 3, 3, 3, 4], 0.075), ([-2.0, -1, 0, 1, 2], 0.112)],
+)
+def test_intervals_are_the_same_in_every_unit(values, scale):
+    """Of a resample of one seed, or of seeds with equal values, there is no t, whatever rounding leaves as spread."""
+    expected = np.array(statistics.mean(np.array(values))) * scale
+    np.testing.assert_allclose(statistics.mean(np.array(values) * scale), expected, rtol=1e-9, atol=1e-12)
 
 
 def test_p_values_are_students_and_holms():
@@ -244,7 +247,7 @@ def test_every_further_cell_changes_one_thing_in_the_published_method(profile):
     assert len(profile.seeds) >= 5
 
 
-def test_noise_bias_costs_and_the_report_are_of_the_measurements(profile, tmp_path):
+def test_noise_bias_and_costs_are_of_the_measurements(profile):
     rows = measured(profile)
     bias = analysis.bias(profile, rows).set_index("cell")
     means = rows[(rows["n"] == 300) & (rows["nfe"] == 25) & (rows["duration"] == 1) & (rows["sigma_max"] == 80)]
@@ -272,17 +275,45 @@ def test_noise_bias_costs_and_the_report_are_of_the_measurements(profile, tmp_pa
     assert "| p |" not in (folder / "effects.md").read_text()
     assert "p" in pd.read_csv(folder / "effects.csv").columns
 
-    (profile.results.parents[1] / "notebooks").mkdir()
-    template = profile.results.parents[1] / "notebooks" / "05_report.md"
-    values = reproducibility.numbers(effects, costs.reset_index())
+
+def test_the_prose_takes_its_numbers_from_the_tables_on_record(profile):
+    rows, folder = measured(profile), profile.results / "tables"
+    made = {
+        "effects": analysis.effects(profile, rows), "highest_noise": analysis.highest_noise(profile, rows),
+        "noise": analysis.noise(profile, rows), "bias": analysis.bias(profile, rows),
+        "costs_training": analysis.costs(profile, rows, "duration", (1, -1)),
+        "costs_nfe": analysis.costs(profile, rows, "nfe", (1, -1)),
+    }  # fmt: skip
+    for name, table in made.items():
+        tables.write_table(table, folder, name, "")
+    report.show_claims(profile, folder)
+    values = reproducibility.numbers(profile)
+    effect = made["effects"].set_index(["framework", "question", "training"]).loc[("VP", "input scaling", "100%")]
+    assert values["ratio VP input scaling 100%"] == f"{effect['ratio']:.2f} [{effect['low']:.2f}, {effect['high']:.2f}]"
+    assert re.fullmatch(r"1\.\d\d \[1\.\d\d, 1\.\d\d\], p [<=] 0\.00\d+", values["effect VP input scaling 100%"])
+    assert "effect VP multiplier m = 4 / 2 100%" in values
+    assert re.fullmatch(r"0\.9\d \[.*\]", values["cost VP Heun 50%"])
+    noise = made["noise"].set_index("cell").loc["vp-baseline"]
+    assert values["noise vp-baseline trainings"] == f"{100 * noise['SD, trainings'] / noise['distance']:.0f} %"
+    bias = made["bias"].set_index("cell").loc["edm-baseline"]
+    assert values["bias edm-baseline"] == f"{100 / bias['n = 300']:.0f} %"  # 300/n is 1 there
+    assert values["top ve-baseline 10"] == "1.00"  # in the made-up measurements it changes nothing
+    differs = rules.claims(profile)["claims"][2]["numbers"]["difference from baseline, full"]["FDM, reduced"]
+    assert values["difference C3 VP"].startswith(f"{differs['value']:.0f} [")
+    assert values["verdict C3 VP"] == "not reproduced"
+
+    notebooks = profile.results.parents[1] / "notebooks"
+    notebooks.mkdir()
+    template = notebooks / "05_report.md"
     template.write_text("VP: {{effect VP input scaling 100%}}; {{cost VP Heun\n50%}}.\n\n{{table effects}}\n")
     text = reproducibility.write(profile, values).read_text()
-    assert text.startswith("VP: 1.")
-    assert re.search(r"p [<=] 0\.00", text)
+    assert text.startswith(f"VP: {values['effect VP input scaling 100%']}; {values['cost VP Heun 50%']}.")
     assert (folder / "effects.md").read_text().rstrip() in text
     template.write_text("{{effect VQ}}")
     with pytest.raises(FdmError, match="asks for effect VQ, which nothing gives"):
         reproducibility.write(profile, values)
+    tables.write_table(made["effects"].assign(ratio=2.0), folder, "effects", "")
+    assert reproducibility.numbers(profile)["ratio VP input scaling 100%"].startswith("2.00 [")
 
 
 def test_claims_of_an_ablation_and_their_table(profile):
@@ -547,6 +578,16 @@ def test_what_is_on_record_is_written_again_only_where_it_does_not_agree(finishe
     assert {name for name in before if after[name] != before[name]} == set()
 
 
+@pytest.mark.parametrize(("name", "other"), [("012345678901", "012345678902"), ("1234e5678901", "1234f5678901")])
+def test_a_hash_that_looks_like_a_number_is_kept_and_told_from_another(tmp_path, name, other):
+    table = pd.DataFrame({"run": "a", "experiment": name, "images": [1, 2], "loss": [2.0, 1.0], "lr": [0.1, 0.1]})
+    path, here = tmp_path / "a.csv", agreement.read_back(table)
+    here.to_csv(path, index=False)
+    assert set(rules.read(path)["experiment"]) == {name}
+    assert agreement.losses(path, here)
+    assert not agreement.losses(path, here.assign(experiment=other))
+
+
 def test_one_more_cell_is_computed_alone(finished, computed):
     profile, before = finished, on_record(finished)
     path = Path(profile.params_file)
@@ -589,7 +630,7 @@ def test_a_run_whose_process_is_killed_is_a_sentence_and_what_was_finished_is_ke
     assert not set(computed()) & {f"_loop {run}" for run in kept}
 
 
-@pytest.mark.parametrize(("cores", "threads", "expected"), [(1, 1, 1), (2, 1, 2), (8, 1, 4), (8, 3, 2), (2, 3, 1)])
+@pytest.mark.parametrize(("cores", "threads", "expected"), [(1, 1, 1), (2, 1, 2), (8, 1, 4), (8, 3, 1), (2, 3, 1)])
 def test_as_many_runs_are_computed_at_once_as_there_are_cores_for_their_threads(
     small, monkeypatch, cores, threads, expected
 ):
@@ -600,6 +641,23 @@ def test_as_many_runs_are_computed_at_once_as_there_are_cores_for_their_threads(
     assert runs.at_once(profile, processes=2) == 1  # these share the cores themselves
     monkeypatch.setattr(runs.compute, "device", lambda: "cuda")
     assert runs.at_once(profile, processes=1) == 1
+
+
+def test_source_that_is_changed_while_it_computes_names_no_result(prepared, monkeypatch):
+    real = training.train
+
+    def train(*args):
+        trained = real(*args)
+        path = Path("fdm/losses.py")
+        path.write_text(path.read_text() + "# another\n")
+        return trained
+
+    monkeypatch.setattr(training, "train", train)
+    monkeypatch.setattr(runs, "at_once", lambda *args: 1)
+    with pytest.raises(FdmError, match=r"The source in fdm/ has changed while it computed; run dvc repro again"):
+        runs.train(prepared)
+    assert list(prepared.build.glob("checkpoints/*/100.safetensors"))
+    assert not list(prepared.build.glob("checkpoints/*/experiment.json"))  # so it is trained again
 
 
 @pytest.mark.parametrize(

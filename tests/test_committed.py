@@ -10,10 +10,11 @@ import nbformat
 import pytest
 import yaml
 
-from fdm import study
+from fdm import integrity, profiles, study
 from fdm.files import sha256
 
 from .published_format import make
+from .scratch import ROOT
 
 # What CI can see of other processors on its own: other instructions, other sums, another number of threads.
 ARITHMETIC = {
@@ -33,6 +34,13 @@ def test_the_committed_results_are_those_of_the_committed_code(scratch):
         printed = scratch(f"dvc repro --allow-missing --dry {profile}")
         assert "Running stage" not in printed, printed
     assert scratch("git status --porcelain") == "", "dvc repro dvc.yaml:code profiles/ablations/dvc.yaml:code"
+
+
+@pytest.mark.parametrize("name", ["digits", "ablations"])
+def test_the_committed_files_belong_together(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for check, problems in integrity.checks(profiles.find(name), "committed").items():
+        assert problems == [], check
 
 
 def test_strict_mode_finds_a_wrong_number(scratch, tmp_path):

@@ -261,7 +261,7 @@ def test_the_measurements_do_not_depend_on_the_number_of_processes(trained):
     assert evaluation.evaluate(one, *rest).to_csv() == rows.to_csv()
 
 
-def test_anyones_pictures_are_prepared_trained_on_and_scored(smoke, tmp_path):
+def test_anyones_pictures_are_prepared_trained_on_and_scored(smoke, tmp_path, monkeypatch):
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     rng = np.random.default_rng(0)
@@ -285,6 +285,13 @@ def test_anyones_pictures_are_prepared_trained_on_and_scored(smoke, tmp_path):
         assert f"# {name}: " in card
         assert "on own images" in card
         assert load_file(profile.results / "runs" / name / "pictures.safetensors")["grid"].shape == (64, 3, 8, 8)
+    # What is lost or damaged of the record is put there again.
+    before = {path: path.read_bytes() for path in profile.results.rglob("*") if path.is_file()}
+    (profile.results / "networks" / "ve-baseline-0.safetensors").write_bytes(b"1")
+    (profile.results / "runs" / "edm-fdm-0" / "pictures.safetensors").unlink()
+    monkeypatch.setattr(evaluation.compute, "launch", None)  # without measuring anything
+    runs.evaluate(profile)
+    assert {path: path.read_bytes() for path in profile.results.rglob("*") if path.is_file()} == before
 
 
 def test_pictures_are_kept_small(trained, tmp_path):

@@ -1,15 +1,17 @@
 """Published pickles: written in their format, read without running anything; hostile ones are refused by name."""
 
 import io
+import json
 import os
 import pickle
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from fdm import checkpoints, published
+from fdm import checkpoints, downloads, profiles, published
 from fdm.__main__ import main
 from fdm.errors import FdmError
 
@@ -40,6 +42,29 @@ def test_half_precision_is_read_and_widened(persistence, tmp_path):
     published.import_checkpoint(path, tmp_path / "edm.safetensors")
     imported, _ = checkpoints.load(tmp_path / "edm.safetensors")
     assert all(p.dtype == torch.float32 for p in imported.parameters())
+
+
+def test_a_fetched_network_is_named_by_its_file(study, persistence, monkeypatch):
+    profile = profiles.find("published-checkpoints")
+    run = profile.run("edm-fdm-0")
+    path = downloads.place(run.checkpoint.url)
+    path.parent.mkdir()
+    monkeypatch.setattr(downloads, "fetch", lambda url, sha256: path)  # it is in downloads/
+    names = []
+    one, other = (pickle.dumps(make("edm", kernel, persistence)[1]) for kernel in ("fdm", "baseline"))
+    for content in (one, one, other):
+        path.write_bytes(content)
+        target = published.fetch(profile, "edm-fdm-0", Path("checkpoints"))
+        assert sorted(file.name for file in target.parent.iterdir()) == [
+            "100.json", "100.safetensors", "experiment.json"
+        ]  # fmt: skip
+        told = json.loads((target.parent / "experiment.json").read_text())
+        assert told["run"] == "edm-fdm-0"
+        assert checkpoints.describe(target)["images"] == run.checkpoint.kimg * 1000
+        names.append(told["experiment"])
+    assert names[0] == names[1] != names[2]
+    with pytest.raises(FdmError, match=r"runs.edm-fdm-0 has no checkpoint to fetch; it is trained"):
+        published.fetch(profiles.find("smoke"), "edm-fdm-0", Path("checkpoints"))
 
 
 class Call:

@@ -1,0 +1,113 @@
+"""The trained networks in the clone: they load, draw what is on record, and score what their cards say."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import fdm
+from fdm import checkpoints, evaluation, profiles, runs, study
+from fdm.__main__ import main
+from fdm.errors import FdmError
+
+from .conftest import ROOT
+
+DIGITS = profiles.find("digits")
+NETWORKS = ROOT / "results" / "digits" / "networks"
+
+
+def test_every_run_of_the_default_profile_has_a_network_with_a_card_and_together_they_are_small():
+    files = {path.name for path in NETWORKS.iterdir()}
+    assert files == {f"{run}.{end}" for run in DIGITS.runs for end in ("safetensors", "md")}
+    assert sum(path.stat().st_size for path in ROOT.glob("results/*/networks/*")) < 40e6
+    for run in DIGITS.runs:
+        card = (NETWORKS / f"{run}.md").read_text()
+        for heading in ("What it is", "How it was trained", "What it scores", "What it is not", "Use", "Licence"):
+            assert f"**{heading}" in card
+        distance = (
+            study.read(ROOT / "results/digits/runs" / run / "measurements.csv")
+            .query("sampler == 'heun' and nfe == 25 and duration == 1")["value"]
+            .iloc[0]
+        )
+        assert f"| Heun, 25 evaluations | {distance:.2f} |" in card
+
+
+@pytest.mark.parametrize("run", ["vp-baseline-0", "ve-baseline-0", "edm-baseline-0", "edm-fdm-0"])
+def test_a_network_draws_the_samples_that_are_on_record(run):
+    """Within a grey level on average: a chaotic network's samples would not be repeatable elsewhere."""
+    denoiser = fdm.load(run)
+    assert not denoiser.training
+    images = fdm.sample(denoiser, n=64, sampler="heun", nfe=25, batch=40)
+    grid = load_file(ROOT / "results/digits/runs" / run / "pictures.safetensors")["grid"]
+    assert images.shape == grid.shape == (64, 1, 8, 8)
+    assert (images.float() - grid.float()).abs().mean() < 1
+    other = fdm.sample(denoiser, n=2, seed=5)
+    assert (other.float() - images[5:7].float()).abs().mean() < 1  # sample i is of seed i
+
+
+def test_a_network_scores_what_is_on_record(digits):
+    denoiser, par = fdm.load("edm-fdm-0"), DIGITS.evaluation
+    features, _ = evaluation.extractor(par.extractor)
+    images = fdm.sample(denoiser, n=par.samples, batch=par.batch)
+    real = torch.cat([features(batch) for batch in digits.images.split(par.batch)])
+    real = real[evaluation.halves(len(real))[0]]
+    value = evaluation.frechet_distance(features(images), real)
+    rows = study.read(ROOT / "results/digits/runs/edm-fdm-0/measurements.csv")
+    (recorded,) = rows.query("metric.str.startswith('FD') and sampler == 'heun' and nfe == 25 and duration == 1")[
+        "value"
+    ]
+    assert value == pytest.approx(recorded, rel=2e-3)
+
+
+def test_the_command_draws_a_picture_from_any_folder(tmp_path):
+    command = [sys.executable, "-m", "fdm", "sample", "--run", "edm-fdm-0", "--sampler", "dpm-solver++", "--nfe", "5"]
+    done = subprocess.run(
+        [*command, "--n", "9", "--out", "grid.png"], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "grid.png: 9 samples of edm-fdm-0, dpm-solver++, 5 evaluations, seeds from 0\n"
+    picture = np.asarray(Image.open(tmp_path / "grid.png"))
+    assert picture.shape == (3 * 34 + 2, 3 * 34 + 2, 3)
+    assert len(np.unique(picture)) > 20
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--run", "edm-fdm-9"], "There is no network named edm-fdm-9 in "),
+        (["--sampler", "euler"], "There is no sampler named euler; there are: heun, dpm-solver++."),
+        (["--nfe", "24"], "nfe 24 is not possible: Heun's method costs an odd number of evaluations"),
+        (["--n", "0"], "n is 0, nfe 25 and seed 0; allowed are n from 1"),
+        (["--seed", "-1"], "n is 64, nfe 25 and seed -1; allowed are "),
+        (["--run", "none.safetensors"], "The checkpoint none.safetensors is missing"),
+        (["--out", "grid"], "grid does not tell a picture's format; its name ends in .png, for instance."),
+        (["--out", "/dev/null/grid.png"], "/dev/null/grid.png could not be written"),
+    ],
+)
+def test_what_cannot_be_drawn_is_said_in_one_sentence(tmp_path, monkeypatch, capsys, words, sentence):
+    monkeypatch.chdir(tmp_path)
+    assert main(["sample", "--nfe", "3", "--out", "grid.png", *words]) == 1
+    error = capsys.readouterr().err
+    assert sentence in error.replace("nfe 3 ", "nfe 25 ")
+    assert error.count("\n") == 1
+    assert not list(Path().iterdir())
+
+
+def test_a_checkpoint_of_ones_own_is_drawn_from_and_a_damaged_one_is_refused(tmp_path, digits):
+    description = checkpoints.specify(DIGITS, "edm-fdm-0", digits)
+    path = tmp_path / "mine.safetensors"
+    checkpoints.save(path, checkpoints.build(description), description)
+    assert fdm.sample(fdm.load(path), n=3, nfe=3).shape == (3, 1, 8, 8)
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(FdmError, match="is damaged"):
+        fdm.load(path)
+
+
+def test_a_network_that_is_large_is_not_kept_in_git(monkeypatch):
+    assert runs.KEPT * 6 < 40e6
