@@ -223,7 +223,10 @@ def _claims(profile: Profile) -> list[str]:
 
 def _other_forms(path: Path) -> list[str]:
     """Where the Markdown or LaTeX of a table does not show the numbers of its CSV file."""
-    text = tables.shown(study.read(path).drop(columns=HIDDEN.get(path.stem, [])))
+    if path.stem == "design":  # which has no measured numbers, and empty cells that are words
+        text = pd.read_csv(path, dtype=str, keep_default_na=False)
+    else:
+        text = tables.shown(study.read(path).drop(columns=HIDDEN.get(path.stem, [])))
     problems = []
     for suffix, due in ((".md", tables.markdown(text)), (".tex", tables.latex(text))):
         file = path.with_suffix(suffix)
