@@ -112,7 +112,8 @@ def stages(profile: Profile) -> dict[str, dict[str, Any]]:
         "params": [{file: None}], "outs": [{f"{build}/code": {"cache": False}}],
     }  # fmt: skip
     last = stage("The executed notebooks with their present prose.", "publish", "publish",
-                 [f"{build}/notebooks", "notebooks"], [], [f"{results}/notebooks"])  # fmt: skip
+                 [f"{build}/notebooks", *(f"notebooks/{book}.ipynb" for book in books(profile))], [],
+                 [f"{results}/notebooks"])  # fmt: skip
     return {"code": first, **wanted, "publish": last}
 
 
