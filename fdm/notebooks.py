@@ -6,7 +6,6 @@ better words retrain nothing.
 
 import base64
 import functools
-import io
 import json
 import os
 import sys
@@ -15,12 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-import numpy as np
 from jupyter_client.manager import AsyncKernelManager
 from nbformat import NotebookNode
-from PIL import Image
 
-from fdm.agreement import same
+from fdm.agreement import alike, same
 from fdm.errors import FdmError
 from fdm.files import digest, replace, root
 from fdm.profiles import Profile
@@ -103,13 +100,9 @@ def _outputs_agree(old: NotebookNode, new: NotebookNode) -> bool:
 def _shown_alike(a: NotebookNode, b: NotebookNode) -> bool:
     pictures = [out.get("data", {}).get("image/png") for out in (a, b)]
     words = [json.dumps({**out, "data": {**out.get("data", {}), "image/png": ""}}, sort_keys=True) for out in (a, b)]
-    return same(*words) and (pictures[0] == pictures[1] or (all(pictures) and _pixels_alike(*map(str, pictures))))
-
-
-def _pixels_alike(a: str, b: str) -> bool:
-    """Whether two base64 PNGs have the same size and differ visibly in no more than one pixel of a thousand."""
-    one, two = (np.asarray(Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB"), int) for text in (a, b))
-    return one.shape == two.shape and bool((np.abs(one - two).max(axis=2) > 16).mean() <= 0.001)
+    if not same(*words) or bool(pictures[0]) != bool(pictures[1]):
+        return False
+    return pictures[0] == pictures[1] or alike(*(base64.b64decode(str(picture)) for picture in pictures))
 
 
 def settle(executed: NotebookNode, record: Path) -> NotebookNode:

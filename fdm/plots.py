@@ -3,6 +3,8 @@
 The colours are Okabe and Ito's, which colour-blind readers can tell apart; markers and dashes tell the same in grey.
 """
 
+import functools
+import io
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fdm.agreement import settle
+from fdm import agreement
 from fdm.files import replace
 from fdm.study import MODELS, frechet, label
 
@@ -42,15 +44,19 @@ def use_style() -> None:
 
 
 def save(figure: Figure, folder: Path, name: str) -> None:
-    """Write <name>.svg and <name>.png without dates; one that differs from that on record by rounding alone is kept."""
-
-    def write(part: Path, suffix: str = "svg", metadata: Any = (("Date", None),)) -> None:
-        figure.savefig(part, format=suffix, metadata=dict(metadata), bbox_inches="tight")
-
-    png = folder / f"{name}.png"
-    kept = settle(folder / f"{name}.svg", write)
-    if not (kept and png.is_file()):
-        replace(png, lambda part: write(part, "png", (("Software", None),)))
+    """Write <name>.svg and <name>.png without dates; a figure that looks as the one on record is left as it is."""
+    drawn = {}
+    for suffix, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=suffix, metadata=metadata, bbox_inches="tight")
+        drawn[folder / f"{name}.{suffix}"] = buffer.getvalue()
+    (svg, lines), (png, pixels) = drawn.items()
+    if svg.is_file() and png.is_file():
+        same = agreement.same(svg.read_text(encoding="utf-8"), lines.decode())
+        if same or agreement.alike(png.read_bytes(), pixels):
+            return
+    for path, content in drawn.items():
+        replace(path, functools.partial(Path.write_bytes, data=content))
 
 
 def style(framework: str, kernel: str) -> dict[str, Any]:

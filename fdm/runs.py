@@ -266,7 +266,7 @@ def _settle(profile: Profile, part: str, found: dict[str, pd.DataFrame], started
     if not profile.cells:
         _copy(source / "pictures.safetensors", path.with_name("pictures.safetensors"))
         network = checkpoints_of(profile, part) / checkpoints.snapshot_name(SNAPSHOTS[-1])
-        if network.stat().st_size <= KEPT:
+        if _in_git(profile, part):
             _copy(network, profile.results / "networks" / f"{part}.safetensors")
             write_text(profile.results / "networks" / f"{part}.md", cards.card(profile, part, measured))
     seconds = sum(_seconds(profile, run) for run in profile.parts[part])
@@ -276,12 +276,18 @@ def _settle(profile: Profile, part: str, found: dict[str, pd.DataFrame], started
     return False
 
 
+def _in_git(profile: Profile, part: str) -> bool:
+    """Whether the last network of a part is kept in git: one that was trained here, and is small."""
+    network = checkpoints_of(profile, part) / checkpoints.snapshot_name(SNAPSHOTS[-1])
+    return not profile.published and network.stat().st_size <= KEPT
+
+
 def _whole(profile: Profile, part: str) -> bool:
     """Whether the record of a part has all its files, and its network is the one that was scored."""
     if profile.cells:
         return True
     folder, network = profile.results / "runs" / part, profile.results / "networks" / f"{part}.safetensors"
-    small = (checkpoints_of(profile, part) / checkpoints.snapshot_name(SNAPSHOTS[-1])).stat().st_size <= KEPT
+    small = _in_git(profile, part)
     try:
         weights = checkpoints.load(network)[1]["weights"] if small else None
         rows = study.read(folder / "measurements.csv")

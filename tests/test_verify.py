@@ -1,6 +1,7 @@
 """Verification of made-up results in a repository of their own, and where each of their numbers comes from."""
 
 import hashlib
+import io
 import json
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from PIL import Image
 
 from fdm import (
     agreement,
@@ -662,3 +664,17 @@ def test_a_hash_that_looks_like_a_number_stays_a_hash(tmp_path):
     assert agreement.read_back(table).to_dict("records") == table.to_dict("records")
     table.to_csv(tmp_path / "t.csv", index=False)
     assert study.read(tmp_path / "t.csv").to_dict("records") == table.to_dict("records")
+
+
+def test_pictures_are_alike_where_no_pixel_is_visibly_another():
+    def png(pixels: np.ndarray) -> bytes:
+        buffer = io.BytesIO()
+        Image.fromarray(pixels.astype(np.uint8)).save(buffer, format="png")
+        return buffer.getvalue()
+
+    pixels = np.random.default_rng(0).integers(0, 200, (40, 60, 3))
+    other = pixels.copy()
+    other[3, 4] += 50  # one of 2,400
+    assert agreement.alike(png(pixels), png(pixels + 3))
+    assert not agreement.alike(png(pixels), png(other))
+    assert not agreement.alike(png(pixels), png(pixels[:, :-1]))
