@@ -82,7 +82,7 @@ def stages(profile: Profile) -> dict[str, dict[str, Any]]:
         "evaluate": notebook("Samples of every model, scored; what was measured before is remembered.", "03_evaluate",
                              [dataset, features, checkpoints, f"{results}/calibration.csv"],
                              ["dataset", "evaluation", "threads", *models],
-                             [f"{results}/runs", *([] if profile.cells else [f"{results}/networks"])]),
+                             [f"{results}/runs", *([] if profile.cells or profile.published else [f"{results}/networks"])]),
         "tables": notebook("The paper's tables 1 to 3, figures and verdicts, from the measurements.", "04_tables",
                            [*measured, *([] if profile.published else [f"{results}/training"])],
                            ["dataset", "evaluation", "runs"],

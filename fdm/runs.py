@@ -247,6 +247,8 @@ def evaluate(profile: Profile) -> pd.DataFrame:
     each(profile, _score, done, profile.evaluation.processes, total, "eval")
     _say(profile, "measurements", "runs", kept)
     _remove_others(profile.results / "runs", profile.parts)
+    if not profile.cells and not profile.published:
+        (profile.results / "networks").mkdir(parents=True, exist_ok=True)  # which stays empty for large networks
     _remove_others(profile.results / "networks", [f"{run}.{end}" for run in profile.runs for end in cards.ENDS])
     return pd.concat([study.read(profile.results / "runs" / part / "measurements.csv") for part in profile.parts])
 
