@@ -65,7 +65,8 @@ def stages(profile: Profile) -> dict[str, dict[str, Any]]:
 
     dataset, checkpoints, features = f"{build}/dataset.safetensors", f"{build}/checkpoints", f"{build}/reference"
     measured = [f"{results}/calibration.csv", f"{results}/runs", "results/published"]
-    figures = f"{results}/figures"
+    figures, kept = f"{results}/figures", profile.training and not profile.cells
+    networks = [f"{results}/networks"] if kept else []
     every = {
         "kernel": notebook("The momentum process and its critically damped solution.", "01_kernel", [], [],
                            [f"{figures}/01_kernel"]),
@@ -82,7 +83,7 @@ def stages(profile: Profile) -> dict[str, dict[str, Any]]:
         "evaluate": notebook("Samples of every model, scored; what was measured before is remembered.", "03_evaluate",
                              [dataset, features, checkpoints, f"{results}/calibration.csv"],
                              ["dataset", "evaluation", "threads", *models],
-                             [f"{results}/runs", *([] if profile.cells or profile.published else [f"{results}/networks"])]),
+                             [f"{results}/runs", *networks]),
         "tables": notebook("The paper's tables 1 to 3, figures and verdicts, from the measurements.", "04_tables",
                            [*measured, *([] if profile.published else [f"{results}/training"])],
                            ["dataset", "evaluation", "runs"],

@@ -31,7 +31,7 @@ from .conftest import ROOT, change
 RUN = "edm-fdm-0"
 DIGITS = DatasetParams(name="digits", resolution=8, conditional=True)
 SNAPSHOTS = ["025.safetensors", "050.safetensors", "075.safetensors", "100.safetensors"]
-PATIENCE = 120  # seconds after which a process that should have ended hangs
+PATIENCE = 60  # seconds after which a process that should have ended hangs
 
 
 @pytest.fixture
@@ -108,11 +108,15 @@ def killed(profile, dataset, out: Path, after: float | None = None, dying=lambda
         dying()
         run(profile, dataset, out)
 
-    child = forked(work)
-    if after is not None:
-        time.sleep(after)
-        os.killpg(child, signal.SIGKILL)
-    status = os.waitpid(child, 0)[1]
+    for attempt in (1, 2):
+        child = forked(work)
+        if after is not None:
+            time.sleep(after)
+            os.killpg(child, signal.SIGKILL)
+        status = os.waitpid(child, 0)[1]
+        # A fork of a process with threads, as pytest-xdist's are, may hang for no fault of the code; but not twice.
+        if attempt == 2 or not os.WIFSIGNALED(status) or os.WTERMSIG(status) != signal.SIGALRM:
+            break
     if os.WIFSIGNALED(status):
         assert os.WTERMSIG(status) == signal.SIGKILL, "it hung"
         return True
@@ -405,7 +409,11 @@ def test_accelerate_launch_trains_what_the_pipeline_then_takes(plain, digits, tm
     train = f"--num_processes 2 -m fdm.training --params {profile.params_file} --run {RUN}"
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, *command.split(), *train.split()], env=env, capture_output=True, text=True, timeout=PATIENCE
+        [sys.executable, *command.split(), *train.split()],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=2 * PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     assert "edm-fdm-0 is trained; dvc repro takes it from" in done.stderr
