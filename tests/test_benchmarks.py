@@ -9,6 +9,8 @@ from benchmarks import bench
 from benchmarks.plain import PARTS, plain
 from fdm import checkpoints
 
+pytestmark = pytest.mark.slow
+
 NETWORK = {"resolution": 8, "channels": 1, "label_dim": 10, "augment_dim": 0, "model_channels": 8,
            "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4], "dropout": 0.0}  # fmt: skip
 

@@ -17,6 +17,8 @@ from fdm.errors import FdmError
 
 from .conftest import change
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_frechet_distance_is_the_textbooks():
     rng = np.random.default_rng(0)

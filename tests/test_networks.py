@@ -17,6 +17,8 @@ from fdm.errors import FdmError
 
 from .conftest import ROOT
 
+pytestmark = pytest.mark.slow
+
 DIGITS = profiles.find("digits")
 NETWORKS = ROOT / "results" / "digits" / "networks"
 

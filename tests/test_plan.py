@@ -17,6 +17,8 @@ from fdm.preconditioning import Denoiser
 
 from .conftest import change
 
+pytestmark = pytest.mark.slow
+
 
 def built(profile, name: str, dataset: Dataset) -> Denoiser:
     return checkpoints.build(checkpoints.specify(profile, name, dataset))

@@ -14,6 +14,8 @@ from fdm import study as measured_study
 from fdm.errors import FdmError
 from fdm.profiles import find
 
+pytestmark = pytest.mark.slow
+
 
 def measured(profile, metric="FD(EfficientNet-Lite0)", kimg=60):
     """The profile with measurements whose value tells their place: 1000 model + 100 duration + NFE/100."""

@@ -28,6 +28,8 @@ from fdm.profiles import DatasetParams
 
 from .conftest import ROOT, change
 
+pytestmark = pytest.mark.slow
+
 RUN = "edm-fdm-0"
 DIGITS = DatasetParams(name="digits", resolution=8, conditional=True)
 SNAPSHOTS = ["025.safetensors", "050.safetensors", "075.safetensors", "100.safetensors"]
