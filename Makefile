@@ -6,6 +6,7 @@
 # make doctor  what this machine has, and what each profile can do on it
 # make verify  compare what make repro made of PROFILE, number by number, with what is committed and published
 # make rounding   train and score PROFILE under other arithmetic, to see what rounding does to its numbers
+# make accept   prove that a change of the source moves no result (SINCE=HEAD), so that nothing is trained or scored again
 # make bench   time training, sampling and scoring of three networks (AGAINST=diffusers: and diffusers' networks)
 # make check   validate the parameters of PROFILE and run nothing
 # make venv    set up .venv from requirements.lock (the other targets do that when it is missing or stale)
@@ -16,6 +17,7 @@
 
 PYTHON ?= python3
 PROFILE ?= digits
+SINCE ?= HEAD
 FOLDER := $(if $(filter digits,$(PROFILE)),.,profiles/$(PROFILE))
 
 # Everything runs from .venv, with fdm from this checkout. Bytecode is kept: without it torch takes long to import.
@@ -24,7 +26,7 @@ export PYTHONPATH := $(CURDIR)
 export PYTHONDONTWRITEBYTECODE :=
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help repro test check-fast style lab plan doctor verify rounding bench check venv lock clean
+.PHONY: help repro test check-fast style lab plan doctor verify accept rounding bench check venv lock clean
 
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
@@ -63,11 +65,13 @@ verify: .venv/ready
 	@python -m fdm verify --params $(FOLDER)/params.yaml
 
 bench: .venv/ready
-	@test -z "$(AGAINST)" || uv pip install --quiet --python .venv/bin/python --group bench
 	@python -m benchmarks $(if $(AGAINST),--against plain $(AGAINST))
 
 doctor: .venv/ready
 	@python -m fdm doctor
+
+accept: .venv/ready
+	@python -m fdm accept --revision $(SINCE)
 
 rounding: .venv/ready
 	@python -m fdm rounding --params $(FOLDER)/params.yaml

@@ -1,6 +1,6 @@
 """nbval: compare everything that a notebook shows but its stderr, where progress bars and warnings go.
 
-Words are compared exactly, numbers with the tolerance of `fdm.agreement.same`: processors round in different ways.
+Words are compared exactly, numbers with the tolerance of `fdm.study.agreement.same`: processors differ in rounding.
 """
 
 import sys
@@ -18,7 +18,7 @@ def pytest_collectstart(collector: Any) -> None:
 
 def _tolerant(compare: Callable[..., bool]) -> Callable[..., bool]:
     """nbval's comparison, with the text of the record where what was shown agrees with it but for rounding."""
-    from fdm.agreement import same
+    from fdm.study.agreement import same
 
     def compare_outputs(self: Any, test: list[dict], ref: list[dict], skip_compare: Any = None) -> bool:
         for new, old in zip(test, ref, strict=False):

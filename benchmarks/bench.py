@@ -21,10 +21,16 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 from tqdm import tqdm
 
 from benchmarks.plain import PARTS, plain
-from fdm import checkpoints, compute, evaluation, losses, plan, profiles, provenance, sampling
-from fdm.errors import FdmError
-from fdm.files import root, write_json, write_text
-from fdm.preconditioning import Denoiser
+from fdm.files import FdmError, root, write_json, write_text
+from fdm.metrics import distances, features
+from fdm.model import checkpoints, cost
+from fdm.model.denoiser import Denoiser
+from fdm.process.frameworks import EDM
+from fdm.repro import plan
+from fdm.study import profiles, provenance, runs
+from fdm.tasks import generation
+from fdm.training import processes
+from fdm.training.objectives import denoising
 
 NFE = 5  # of the sampling that is timed; its cost grows in proportion
 RUN_NFE = 25  # of the evaluation of a run, which is reckoned from that
@@ -45,7 +51,7 @@ def shapes() -> dict[str, Shape]:
     out = {}
     for name, profile, batch in (("digits", "digits", 128), ("paper", "paper-cifar10", 8)):
         p = profiles.find(profile)
-        out[name] = Shape(checkpoints.specify(p, "edm-fdm-0", plan.dataset_of(p)), batch)
+        out[name] = Shape(runs.specify(p, "edm-fdm-0", plan.dataset_of(p)), batch)
     network = {
         "architecture": "ddpmpp", "resolution": 32, "channels": 3, "model_channels": 64, "channel_mult": [1, 2, 2],
         "num_blocks": 2, "attn_resolutions": [16],
@@ -78,7 +84,7 @@ class _Diffusers(torch.nn.Module):
         )  # fmt: skip
 
     def forward(self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: None) -> Tensor:
-        return self.net(x, noise_labels, None if class_labels is None else class_labels.argmax(1)).sample
+        return self.net(x, noise_labels, None if class_labels is None else class_labels.argmax(1)).sample  # type: ignore[operator]
 
 
 class Variant(NamedTuple):
@@ -114,7 +120,7 @@ def variants(shape: Shape, against: list[str], device: str) -> dict[str, Variant
 
 def labels_of(denoiser: Denoiser, n: int, device: str) -> Tensor | None:
     """One-hot class labels (n, classes) for a conditional network."""
-    classes: int = denoiser.model.label_dim  # type: ignore[assignment]
+    classes = denoiser.classes
     return torch.eye(classes, device=device)[torch.arange(n) % classes] if classes else None
 
 
@@ -133,10 +139,10 @@ def training_step(variant: Variant, batch: int, device: str) -> Callable[[], Non
     model: Any = torch.compile(denoiser) if variant.compiled else denoiser
 
     def step() -> None:
-        u = losses.draw("edm", batch, generator)
+        u = EDM.draw(batch, generator)
         noise = torch.randn(images.shape, generator=generator, device=device)
-        with torch.autocast(device, compute.DTYPE[variant.precision], enabled=variant.precision != "fp32"):
-            loss = losses.loss(model, images, u, noise, labels, framework="edm")
+        with torch.autocast(device, cost.DTYPE[variant.precision], enabled=variant.precision != "fp32"):
+            loss = denoising.loss(model, images, u, noise, labels, framework="edm")
         (loss.sum() / batch).backward()
         for weight in weights:
             if weight.grad is not None:
@@ -162,7 +168,7 @@ def network_evaluation(variant: Variant, batch: int, device: str) -> Callable[[]
 
     @torch.inference_mode()
     def evaluate() -> Any:
-        with torch.autocast(device, compute.DTYPE[variant.precision], enabled=variant.precision != "fp32"):
+        with torch.autocast(device, cost.DTYPE[variant.precision], enabled=variant.precision != "fp32"):
             return model(x, sigma, labels)
 
     return evaluate
@@ -173,8 +179,8 @@ def heun_sampling(variant: Variant, batch: int, device: str) -> Callable[[], Any
     denoiser = variant.denoiser.eval()
 
     def sample() -> Any:
-        with torch.autocast(device, compute.DTYPE[variant.precision], enabled=variant.precision != "fp32"):
-            return sampling.sample(denoiser, range(batch), "heun", NFE, device)
+        with torch.autocast(device, cost.DTYPE[variant.precision], enabled=variant.precision != "fp32"):
+            return generation.sample(denoiser, range(batch), "heun", NFE, device)
 
     return sample
 
@@ -182,9 +188,9 @@ def heun_sampling(variant: Variant, batch: int, device: str) -> Callable[[], Any
 def feature_extraction(variant: Variant, batch: int, device: str) -> Callable[[], Any]:
     """Features of a batch of images; the extractor is the same for all variants."""
     net: Any = variant.denoiser.model
-    features, _ = evaluation.extractor(EXTRACTOR, device)
+    extract, _ = features.extractor(EXTRACTOR, device)
     images = torch.randint(256, (batch, net.channels, net.resolution, net.resolution), dtype=torch.uint8)
-    return functools.partial(features, images)
+    return functools.partial(extract, images)
 
 
 def scoring(width: int = 320) -> Callable[[], Any]:
@@ -193,8 +199,8 @@ def scoring(width: int = 320) -> Callable[[], Any]:
     generated, real = torch.randn(2, SCORED, width, generator=generator)
 
     def score() -> None:
-        rows = evaluation.score(generated, real, "FD")
-        evaluation.interval(generated, real, rows[0]["value"])
+        rows = distances.score(generated, real, "FD")
+        distances.interval(generated, real, rows[0]["value"])
 
     return score
 
@@ -206,7 +212,7 @@ def frechet(width: int = 2048) -> dict[str, Callable[[], Any]]:
     def theirs() -> Any:
         return fid_statistics_to_metric(*(fid_features_to_statistics(f) for f in (generated, real)), False)
 
-    return {"fdm": functools.partial(evaluation.frechet_distance, generated, real), "torch-fidelity": theirs}
+    return {"fdm": functools.partial(distances.frechet_distance, generated, real), "torch-fidelity": theirs}
 
 
 MAKE = {"training step": training_step, "evaluation": network_evaluation, "sampling": heun_sampling,
@@ -247,7 +253,7 @@ def spread(values: list[float]) -> dict[str, float]:
 def _peak(device: str) -> float:
     status = Path("/proc/self/status")
     if device != "cpu" or not status.exists():
-        return compute.peak_memory(device)
+        return cost.peak_memory(device)
     # What getrusage tells of a new process begins with its parent's memory.
     (high,) = [line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM")]
     return int(high) / 1024
@@ -288,13 +294,13 @@ def timed(label: str, operation: str) -> bool:
 def bench(names: list[str], against: list[str], rounds: int, threads: int, device: str) -> dict[str, Any]:
     """All measurements of the named shapes: rows, and what they were taken on."""
     machine = provenance.origin(time.time())
-    rows, peaks = [], [compute.matmul_peak(device, "fp32")]
+    rows, peaks = [], [cost.matmul_peak(device, "fp32")]
     shares = {}
     scores = measure({"fdm": scoring()}, max(2, rounds // 3), device, "scoring")["fdm"]
     for name in names:
         shape = shapes()[name]
         candidates = variants(shape, against, device)
-        flops = {label: compute.flops(variant.denoiser) for label, variant in candidates.items()}
+        flops = {label: cost.flops(variant.denoiser) for label, variant in candidates.items()}
         taken: dict[str, list[float]] = {}  # seconds an image
         for operation in MAKE:
             used = {label: v for label, v in candidates.items() if timed(label, operation)}
@@ -302,8 +308,8 @@ def bench(names: list[str], against: list[str], rounds: int, threads: int, devic
             seconds = measure(functions, rounds, device, f"{name}: {operation}")
             needs = memory(name, operation, device, threads)
             for label, values in seconds.items():
-                work = {"training step": compute.TRAINING, "evaluation": 1, "sampling": NFE, "features": 0}[operation]
-                peak = peaks[0] if used[label].precision == "fp32" else compute.matmul_peak(device, "bf16")
+                work = {"training step": cost.TRAINING, "evaluation": 1, "sampling": NFE, "features": 0}[operation]
+                peak = peaks[0] if used[label].precision == "fp32" else cost.matmul_peak(device, "bf16")
                 speed = spread([shape.batch / value for value in values])
                 rows.append({
                     "shape": name, "operation": operation, "variant": label, "images_per_second": speed,
@@ -323,7 +329,7 @@ def bench(names: list[str], against: list[str], rounds: int, threads: int, devic
         for operation, speeds in (("scoring", [SCORED / value for value in scores]), ("whole run", whole)):
             rows.append({"shape": name, "operation": operation, "variant": "fdm", "images_per_second": spread(speeds)})
         shares[name] = statistics.median(scored) / statistics.median(sampled)
-        peaks.append(compute.matmul_peak(device, "fp32"))
+        peaks.append(cost.matmul_peak(device, "fp32"))
     distances = measure(frechet(), max(2, rounds // 3), device, "Frechet distance")
     return {
         "machine": machine | {"threads": threads}, "rounds": rounds,
@@ -389,11 +395,11 @@ def main() -> int:
             except ImportError:
                 raise FdmError("diffusers is not installed: uv pip install --group bench.") from None
         torch.set_num_threads(args.threads)
-        measured = bench(args.shape, args.against, args.rounds, args.threads, compute.device())
+        measured = bench(args.shape, args.against, args.rounds, args.threads, processes.device())
     except FdmError as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 1
-    name = f"{compute.device()}-{args.threads}"
+    name = f"{processes.device()}-{args.threads}"
     write_json(args.out / f"{name}.json", measured)
     write_text(args.out / f"{name}.md", table(measured))
     print(table(measured))

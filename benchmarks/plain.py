@@ -3,7 +3,7 @@
 Each layer does one thing, in the default memory layout (NCHW): a filter tensor is repeated for every channel and
 resamples by grouped convolutions, attention multiplies with einsum, biases are added after the products, and the factor
 of a sum is a pass of its own. So do the implementations that the paper builds on, as far as their descriptions tell.
-Weights, gradients and outputs are those of `fdm.networks`; a test compares them, for all parts together and one by one.
+Weights, gradients and outputs are those of `fdm.model.unet`; a test compares them, all parts together and one by one.
 """
 
 import math
@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fdm import networks
-from fdm.preconditioning import Denoiser
+from fdm.model import unet
+from fdm.model.denoiser import Denoiser
 
 
 def _conv(layer: nn.Conv2d, x: Tensor) -> Tensor:
@@ -28,7 +28,7 @@ def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
     return x if layer.bias is None else x.add_(layer.bias)
 
 
-def _resample_conv(layer: networks.ResampleConv, x: Tensor, gain: float = 1.0) -> Tensor:
+def _resample_conv(layer: unet.ResampleConv, x: Tensor, gain: float = 1.0) -> Tensor:
     channels, reach = x.shape[1], (len(layer.taps) - 1) // 2
     if layer.fused:  # the filter sees what a convolution with zeros around made
         x = F.conv2d(x, layer.weight, padding=layer.weight.shape[-1] // 2 + reach)
@@ -44,17 +44,17 @@ def _resample_conv(layer: networks.ResampleConv, x: Tensor, gain: float = 1.0) -
     return x if gain == 1 else x * gain
 
 
-def _block(block: networks.UNetBlock, x: Tensor, emb: Tensor) -> Tensor:
+def _block(block: unet.UNetBlock, x: Tensor, emb: Tensor) -> Tensor:
     h = block.conv0(F.silu(block.norm0(x)))
     h = F.silu(block.norm1(h.add_(block.affine(emb)[:, :, None, None])))
     h = block.conv1(F.dropout(h, block.dropout, block.training))
-    x = h.add_(x if block.skip is None else block.skip(x)) * networks.SKIP_SCALE
+    x = h.add_(x if block.skip is None else block.skip(x)) * unet.SKIP_SCALE
     if block.attention:
         n, c, height, width = x.shape
         q, k, v = block.qkv(block.norm2(x)).reshape(n, c, 3, height * width).unbind(2)
         weights = torch.einsum("ncq,nck->nqk", q, k / math.sqrt(c)).softmax(dim=2)
         a = torch.einsum("nqk,nck->ncq", weights, v).reshape(n, c, height, width)
-        x = block.proj(a).add_(x) * networks.SKIP_SCALE
+        x = block.proj(a).add_(x) * unet.SKIP_SCALE
     return x
 
 
@@ -62,7 +62,7 @@ def _block(block: networks.UNetBlock, x: Tensor, emb: Tensor) -> Tensor:
 # biases; and, of the training, an optimiser and an average that go through the parameters one by one.
 PARTS = ("layout", "resampling", "blocks", "optimiser")
 _FORWARDS: list[tuple[str, type, Any]] = [
-    ("resampling", networks.ResampleConv, _resample_conv), ("blocks", networks.UNetBlock, _block),
+    ("resampling", unet.ResampleConv, _resample_conv), ("blocks", unet.UNetBlock, _block),
     ("blocks", nn.Conv2d, _conv), ("blocks", nn.Linear, _linear),
 ]  # fmt: skip
 

@@ -8,13 +8,12 @@ images = fdm.sample(denoiser, n=64)      # uint8 (64, 1, 8, 8)
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # importing torch takes seconds, which the command line's shorter commands do without
     from torch import Tensor
 
-    from fdm.names import Sampler
-    from fdm.preconditioning import Denoiser
+    from fdm.model.denoiser import Denoise, Denoiser
 
 NETWORKS = Path(__file__).resolve().parents[1] / "results"
 
@@ -24,8 +23,8 @@ def load(name: str | Path = "edm-fdm-0", profile: str = "digits") -> Denoiser:
 
     Raises FdmError for a run that has none, with the names of those that have, and for a damaged file.
     """
-    from fdm import checkpoints
-    from fdm.errors import FdmError
+    from fdm.files import FdmError
+    from fdm.model import checkpoints
 
     path = Path(name)
     if path.suffix != ".safetensors":
@@ -38,25 +37,35 @@ def load(name: str | Path = "edm-fdm-0", profile: str = "digits") -> Denoiser:
 
 
 def sample(
-    denoiser: Denoiser, n: int = 64, sampler: Sampler = "heun", nfe: int = 25, seed: int = 0, batch: int = 256
+    denoiser: Denoise,
+    n: int = 64,
+    sampler: str = "heun",
+    nfe: int = 25,
+    seed: int = 0,
+    batch: int = 256,
+    **options: Any,
 ) -> Tensor:
     """Samples from the latents of the seeds `seed` to `seed + n - 1`, uint8 (n, C, H, W), in `nfe` evaluations each.
 
-    A conditional network draws the class from the seed as well. Raises FdmError for an unknown sampler, or a number of
-    evaluations that the sampler cannot make.
+    `options` are the sampler's, such as `eta` of ddim. A conditional network draws the class from the seed as well.
+    Raises FdmError for an unknown sampler or option, or a number of evaluations that the sampler cannot make.
     """
     import torch
 
-    from fdm import sampling
-    from fdm.errors import FdmError
+    from fdm.files import FdmError
     from fdm.samplers import SAMPLERS
+    from fdm.tasks import generation
 
     if sampler not in SAMPLERS:
         raise FdmError(f"There is no sampler named {sampler}; there are: {', '.join(SAMPLERS)}.")
-    if n < 1 or nfe < 2 or not 0 <= seed < 2**62:
-        raise FdmError(f"n is {n}, nfe {nfe} and seed {seed}; allowed are n from 1, nfe from 2 and seed from 0 up.")
+    if n < 1 or nfe < 1 or not 0 <= seed < 2**62:
+        raise FdmError(f"n is {n}, nfe {nfe} and seed {seed}; allowed are n from 1, nfe from 1 and seed from 0 up.")
+    try:
+        SAMPLERS[sampler].check(options)
+    except ValueError as error:
+        raise FdmError(f"{error}.") from error
     try:
         parts = [range(first, min(first + batch, seed + n)) for first in range(seed, seed + n, batch)]
-        return torch.cat([sampling.sample(denoiser, seeds, sampler, nfe) for seeds in parts])
+        return torch.cat([generation.sample(denoiser, seeds, sampler, nfe, **options) for seeds in parts])
     except ValueError as error:
         raise FdmError(f"nfe {nfe} is not possible: {error}.") from error

@@ -5,10 +5,9 @@ import os
 import sys
 from pathlib import Path
 
-from fdm import profiles
-from fdm.errors import FdmError
-from fdm.files import root, write_text
-from fdm.profiles import Profile
+from fdm.files import FdmError, relative, root, write_text
+from fdm.study import profiles
+from fdm.study.profiles import Profile
 
 NOTEBOOKS = ["01_kernel", "02_train", "03_evaluate", "04_tables", "05_ablations", "06_published_code"]
 
@@ -20,14 +19,14 @@ def check(profile: Profile, args: argparse.Namespace) -> None:
 
 def pipeline(profile: Profile, args: argparse.Namespace) -> None:
     """Write the profile's dvc.yaml, where it is not current."""
-    from fdm import pipeline
+    from fdm.repro import pipeline
 
     pipeline.write(profile)
 
 
 def code(profile: Profile, args: argparse.Namespace) -> None:
     """Write what the other stages depend on: the source behind each of them."""
-    from fdm import pipeline
+    from fdm.repro import pipeline
 
     for stage in pipeline.coded(profile):
         write_text(profile.build / "code" / f"{stage}.txt", pipeline.code(profile, stage))
@@ -35,42 +34,48 @@ def code(profile: Profile, args: argparse.Namespace) -> None:
 
 def prepare(profile: Profile, args: argparse.Namespace) -> None:
     """Make the profile's data set."""
-    from fdm import archives
+    from fdm.data import sources
 
-    dataset = archives.data.prepare(profile.dataset, profile.build / "dataset.safetensors")
+    dataset = sources.prepare(profile.dataset, profile.dataset_file)
     print(f"{dataset.name}: {tuple(dataset.images.shape)}, {dataset.classes} classes, sha256 {dataset.sha256[:12]}")
 
 
 def reference(profile: Profile, args: argparse.Namespace) -> None:
     """Compute the features of the real images, and the floor of each metric."""
-    from fdm import runs
+    from fdm.study import runs
 
     print(runs.reference(profile).drop(columns="experiment").to_string(index=False))
 
 
-def fetch(profile: Profile, args: argparse.Namespace) -> None:
-    """Fetch the published networks into downloads/ and import them, in a profile that trains none."""
-    from fdm import published, runs
+def train(profile: Profile, args: argparse.Namespace) -> None:
+    """Train one run in the processes that `accelerate launch -m fdm train` started, for dvc repro to take."""
+    from fdm.study import runs
 
-    for name in profile.runs:
-        path = published.fetch(profile, name, runs.checkpoints_of(profile, name))
-        about = published.checkpoints.describe(path)
-        print(f"{path}: {about['published']}, sha256 {about['sha256']}, {about['denoiser']}, {about['network']}")
+    home = runs.train_launched(profile, args.run)
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{args.run} is trained; dvc repro takes it from {home}.", file=sys.stderr)
+
+
+def fetch(profile: Profile, args: argparse.Namespace) -> None:
+    """Fetch the published networks of a profile into downloads/ and import them."""
+    from fdm.study import runs
+
+    runs.fetch(profile)
 
 
 def notebook(profile: Profile, args: argparse.Namespace) -> None:
     """Execute one notebook for a profile."""
-    from fdm import notebooks
+    from fdm.repro import notebooks
 
     notebooks.execute(args.name, {"params_file": profile.params_file}, profile)
 
 
 def publish(profile: Profile, args: argparse.Namespace) -> None:
     """Put the executed notebooks, with their present prose, under results/<profile>/notebooks."""
-    from fdm import notebooks, pipeline
+    from fdm.repro import notebooks, pipeline
 
     executed = [profile.build / "notebooks" / f"{name}.ipynb" for name in pipeline.books(profile)]
-    notebooks.publish(executed, profile.results / "notebooks")
+    notebooks.publish(profile, executed)
 
 
 def sample(args: argparse.Namespace) -> None:
@@ -79,42 +84,41 @@ def sample(args: argparse.Namespace) -> None:
 
     denoiser = fdm.load(args.run, args.profile)
     images = fdm.sample(denoiser, args.n, args.sampler, args.nfe, args.seed)
-    from fdm import pictures
+    from fdm.tasks import pictures
 
     pictures.write_grid(images, args.out)
     print(f"{args.out}: {args.n} samples of {args.run}, {args.sampler}, {args.nfe} evaluations, seeds from {args.seed}")
 
 
 def readme(profile: Profile, args: argparse.Namespace) -> None:
-    """Bring the README's table of verdicts up to date with a profile's claims.json; that of the ablations is in use."""
-    from fdm import report
+    """Bring the numbers and the verdicts in README.md and benchmarks/README.md up to date with what is on record."""
+    from fdm.study import show
 
-    path = root() / "README.md"
-    text = report.readme(profile)
-    if text != path.read_text(encoding="utf-8"):
-        write_text(path, text)
-        print("README.md: the table of verdicts is brought up to date.")
+    for path, text in show.documents(profile).items():
+        if text != path.read_text(encoding="utf-8"):
+            write_text(path, text)
+            print(f"{relative(path)} is brought up to date.")
 
 
 def import_checkpoint(args: argparse.Namespace) -> None:
     """Turn a published network pickle into safetensors and JSON, running nothing from the file."""
-    from fdm import published
+    from fdm.model import checkpoints, released
 
     path = args.out / f"{args.file.stem}.safetensors"
-    published.import_checkpoint(args.file, path)
-    print(f"{path}: {published.checkpoints.describe(path)['denoiser']}")
+    released.import_checkpoint(args.file, path)
+    print(f"{path}: {checkpoints.describe(path)['denoiser']}")
 
 
 def plan(profile: Profile, args: argparse.Namespace) -> None:
     """Say what the profile will cost in hours, memory and disk, and what is missing, without training."""
-    from fdm import plan
+    from fdm.repro import plan
 
     print(plan.report(profile))
 
 
 def verify(profile: Profile, args: argparse.Namespace) -> None:
     """Compare each number reproduced here with the committed and the published one, and check the files."""
-    from fdm import verify
+    from fdm.repro import verify
 
     text, well = verify.report(profile, args.revision, args.out or root() / "work" / "verify")
     print(text)
@@ -124,21 +128,28 @@ def verify(profile: Profile, args: argparse.Namespace) -> None:
 
 def explain(profile: Profile, args: argparse.Namespace) -> None:
     """Say what a cell of a table, or a figure, was made from; without a name, what can be asked."""
-    from fdm import explain
+    from fdm.repro import trace
 
-    print(explain.explain(profile, args.name))
+    print(trace.explain(profile, args.name))
 
 
 def rounding(profile: Profile, args: argparse.Namespace) -> None:
     """Train and score the profile under other arithmetic, to see what rounding does: results/<profile>/rounding.csv."""
-    from fdm import rounding
+    from fdm.repro import rounding
 
     print(rounding.measure(profile).to_string(index=False))
 
 
+def accept(profile: Profile, args: argparse.Namespace) -> None:
+    """Prove that a change of the source moves no result, bit for bit, and record it, so that nothing is made again."""
+    from fdm.repro import accept
+
+    print(accept.report(args.revision))
+
+
 def doctor(args: argparse.Namespace) -> None:
     """Check the environment, devices, disk, data and DVC, and say what each profile can do here."""
-    from fdm import doctor
+    from fdm.repro import doctor
 
     text, well = doctor.report()
     print(text)
@@ -147,7 +158,8 @@ def doctor(args: argparse.Namespace) -> None:
 
 
 COMMANDS = [
-    check, pipeline, code, prepare, reference, fetch, notebook, publish, readme, plan, verify, explain, rounding,
+    check, pipeline, code, prepare, reference, train, fetch, notebook, publish, readme, plan, verify, explain,
+    rounding, accept,
 ]  # fmt: skip
 
 
@@ -159,11 +171,17 @@ def main(argv: list[str] | None = None) -> int:
         command = commands.add_parser(function.__name__, help=function.__doc__, description=function.__doc__)
         command.add_argument("--params", default="params.yaml", help="the profile's parameters (params.yaml)")
         command.set_defaults(function=function)
+        if function is readme:
+            command.set_defaults(params="profiles/ablations/params.yaml")
         if function is notebook:
             command.add_argument("name", choices=NOTEBOOKS, help="which notebook")
+        if function is train:
+            command.add_argument("--run", required=True, help="which run of the profile, such as edm-fdm-0")
         if function is verify:
             command.add_argument("--revision", default="HEAD", help="of the committed results (HEAD)")
             command.add_argument("--out", type=Path, help="folder for the report (work/verify)")
+        if function is accept:
+            command.add_argument("--revision", default="HEAD", help="whose source made the results on record (HEAD)")
         if function is explain:
             command.add_argument("name", nargs="?", help="such as 'table1[vp,fdm,100%%]'")
     command = commands.add_parser("import-checkpoint", help=import_checkpoint.__doc__)
@@ -173,7 +191,7 @@ def main(argv: list[str] | None = None) -> int:
     command = commands.add_parser("sample", help=sample.__doc__, description=sample.__doc__)
     command.add_argument("--run", default="edm-fdm-0", help="a run, or the path of a checkpoint (edm-fdm-0)")
     command.add_argument("--profile", default="digits", help="the profile of the run (digits)")
-    command.add_argument("--sampler", default="heun", help="heun or dpm-solver++ (heun)")
+    command.add_argument("--sampler", default="heun", help="which sampler; an unknown one lists them (heun)")
     command.add_argument("--nfe", type=int, default=25, help="network evaluations a sample (25)")
     command.add_argument("--n", type=int, default=64, help="number of samples (64)")
     command.add_argument("--seed", type=int, default=0, help="of the first sample; the next has the next (0)")

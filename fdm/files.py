@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and hashes that say what is in them."""
+"""Files that are whole or absent, hashes that say what is in them, and the one error that users see."""
 
 import contextlib
 import errno
@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from fdm.errors import FdmError
-
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+class FdmError(Exception):
+    """A failure that the user can mend; the command line prints its sentence and exits with 1."""
 
 
 def root() -> Path:
@@ -24,6 +26,11 @@ def root() -> Path:
         if (folder / "fdm" / "files.py").is_file() and (folder / "dvc.yaml").is_file():
             return folder
     raise FdmError(f"{here} is not inside the study: change to the folder that holds dvc.yaml and try again.")
+
+
+def relative(path: Path) -> str:
+    """A path of the study as seen from its root."""
+    return path.relative_to(root()).as_posix()
 
 
 def replace(path: Path, write: Callable[[Path], Any]) -> None:

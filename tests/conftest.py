@@ -11,9 +11,11 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from fdm import data, profiles
-from fdm.data import Dataset
-from fdm.profiles import DatasetParams, Profile
+from fdm.data import sources
+from fdm.data.datasets import Dataset
+from fdm.params import DatasetParams
+from fdm.study import profiles
+from fdm.study.profiles import Profile
 
 from .published_format import persistence  # noqa: F401, a fixture
 from .scratch import ROOT, Scratch
@@ -43,12 +45,12 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def change(params: Path, **sections: dict[str, Any]) -> Profile:
-    """Change parameters in a profile's file and read it."""
+def change(params: Path, **sections: Any) -> Profile:
+    """Change parameters in a profile's file and read it: keys of a table, or another value in the place of a list."""
     values = yaml.safe_load(params.read_text())
     for section, changes in sections.items():
-        values[section] |= changes
-    params.write_text(yaml.safe_dump(values))
+        values[section] = values[section] | changes if isinstance(changes, dict) else changes
+    params.write_text(yaml.safe_dump(values, sort_keys=False))
     return profiles.load(params)
 
 
@@ -62,7 +64,7 @@ def smoke(study: Path) -> Profile:
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """The prepared digits."""
     params = DatasetParams(name="digits", resolution=8, conditional=True)
-    return data.prepare(params, tmp_path_factory.mktemp("data") / "dataset.safetensors")
+    return sources.prepare(params, tmp_path_factory.mktemp("data") / "dataset.safetensors")
 
 
 @pytest.fixture(scope="module")

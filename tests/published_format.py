@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from fdm.networks import UNet
-from fdm.preconditioning import Denoiser
+from fdm.model.denoiser import Denoiser
+from fdm.model.unet import UNet
 
 
 @pytest.fixture

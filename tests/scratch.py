@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
@@ -58,6 +59,28 @@ class Scratch:
             for file in files
             if file.is_file() and (provenance or "provenance" not in file.parts)
         }
+
+    def _files(self) -> Iterator[Path]:
+        """Every file but those of git and DVC, and what Python compiles."""
+        for folder, inner, names in os.walk(self.path):
+            inner[:] = [name for name in inner if name not in (".git", "__pycache__", "tmp", "cache")]
+            yield from (Path(folder, name) for name in names)
+
+    def keep(self) -> None:
+        """Remember every file as it is now."""
+        self.kept = {path: (path.read_bytes(), path.stat()) for path in self._files()}
+
+    def restore(self) -> None:
+        """Make every file again what it was when it was kept, and remove all others."""
+        for path in set(self._files()) - self.kept.keys():
+            path.unlink()
+        for path, (content, stat) in self.kept.items():
+            if not path.is_file() or path.read_bytes() != content:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.unlink(missing_ok=True)  # it may be a link into DVC's cache
+                path.write_bytes(content)
+                path.chmod(stat.st_mode)
+                os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
     def edit(self, name: str, old: str, new: str) -> None:
         path = self.path / name

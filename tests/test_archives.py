@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fdm import archives, data, downloads
-from fdm.errors import FdmError
-from fdm.profiles import DatasetParams
+from fdm.data import archives, downloads, sources
+from fdm.files import FdmError
+from fdm.params import DatasetParams
 
 from .test_downloads import Server, serving
 
@@ -26,7 +26,7 @@ BATCH = 4  # images in each of CIFAR-10's small batches
 
 def prepare(name, resolution, conditional=False, path=None):
     params = DatasetParams(name=name, resolution=resolution, conditional=conditional, path=path and str(path))
-    return data.prepare(params, Path("dataset.safetensors"))
+    return sources.prepare(params, Path("dataset.safetensors"))
 
 
 def available(name, path=None):

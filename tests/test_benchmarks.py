@@ -7,7 +7,7 @@ import torch
 
 from benchmarks import bench
 from benchmarks.plain import PARTS, plain
-from fdm import checkpoints
+from fdm.model import checkpoints
 
 pytestmark = pytest.mark.slow
 

@@ -10,8 +10,9 @@ import nbformat
 import pytest
 import yaml
 
-from fdm import integrity, profiles, study
 from fdm.files import sha256
+from fdm.repro import integrity
+from fdm.study import measurements, profiles
 
 from .published_format import make
 from .scratch import ROOT
@@ -94,11 +95,13 @@ def test_published_networks_are_fetched_imported_and_scored_by_the_same_pipeline
     values = yaml.safe_load((folder / "params.yaml").read_text())
     values["threads"] = 1
     values["dataset"] = {"name": "digits", "resolution": 8, "conditional": True}
+    settings = [{"sampler": "heun", "nfe": [5]}, {"sampler": "heun", "nfe": [5, 11]},
+                {"sampler": "dpm-solver++", "nfe": [5, 11]}, {"sampler": "ddim", "nfe": [5], "eta": 1}]  # fmt: skip
     values["evaluation"] |= {"extractor": "efficientnet-lite0", "reference": "half", "samples": 64, "batch": 32,
-                             "duration_nfe": 5, "nfe": [5, 11]}  # fmt: skip
-    values["runs"] = {"vp-fdm-0": values["runs"]["vp-fdm-0"]}
+                             "settings": settings}  # fmt: skip
+    values["cells"] = {"vp-fdm": values["cells"]["vp-fdm"]}
     url = f"http://127.0.0.1:{server.server_port}/{released.name}"
-    values["runs"]["vp-fdm-0"]["checkpoint"] |= {"url": url, "sha256": sha256(released)}
+    values["cells"]["vp-fdm"]["checkpoint"] |= {"url": url, "sha256": sha256(released)}
     before = (folder / "params.yaml").read_text()
     try:
         wrong = yaml.safe_dump(values).replace(sha256(released), "f" * 64)
@@ -109,10 +112,12 @@ def test_published_networks_are_fetched_imported_and_scored_by_the_same_pipeline
         printed = scratch(f"dvc repro {folder}/dvc.yaml:tables")
         assert "vp-fdm.pkl, sha256" in printed
         results = scratch.path / "results" / profile
-        rows = study.read(results / "measurements.csv")
+        rows = measurements.read(results / "measurements.csv")
         assert set(rows["run"]) == {"vp-fdm-0"}
         assert set(rows["kimg"]) == {200_000}
         assert set(rows["nfe"]) == {5, 11}
+        assert set(rows["duration"]) == {1}
+        assert set(rows[rows["sampler"] == "ddim"]["options"]) == {"eta=1"}
         assert (
             "| published | AFHQv2 | FID | 50,000 | 100% (200 Mimg) |" in (results / "tables" / "table1.md").read_text()
         )

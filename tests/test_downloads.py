@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from fdm import downloads
-from fdm.errors import FdmError
+from fdm.data import downloads
+from fdm.files import FdmError
 
 CONTENT = bytes(range(256)) * 4000  # a megabyte
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

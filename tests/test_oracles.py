@@ -8,12 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from fdm import augmentation, losses
-from fdm.augmentation import Transforms
-from fdm.kernels import sigma_vp
-from fdm.networks import UNet
-from fdm.preconditioning import SIGMA_RANGE, Denoiser, coefficients
-from fdm.samplers import dpm_solver_pp, heun
+from fdm.model import oracle
+from fdm.model.denoiser import Denoiser
+from fdm.model.unet import UNet
+from fdm.process import momentum
+from fdm.process.frameworks import FRAMEWORKS, coefficients
+from fdm.process.schedule import sigma_vp
+from fdm.samplers.dpm_solver import dpm_solver_pp, dpm_solver_pp_steps
+from fdm.samplers.grids import Karras, LogSNR32
+from fdm.samplers.heun import heun
+from fdm.training import augmentation
+from fdm.training.augmentation import Transforms
+from fdm.training.objectives import denoising
 
 from .conftest import ORACLES
 
@@ -74,8 +80,8 @@ def test_losses(framework, warmup):
     )
     images = torch.tensor(LOSSES["images"])
     for step, (draw, noise) in enumerate(zip(draws, noises, strict=True)):
-        ceiling = losses.weight_ceiling(step, warmup or 0)
-        loss = losses.loss(HalfDenoiser(framework), images, draw, noise, ceiling=ceiling)
+        ceiling = momentum.weight_ceiling(step, warmup or 0)
+        loss = denoising.loss(HalfDenoiser(framework), images, draw, noise, ceiling=ceiling)
         # Where D meets the image the difference of two near numbers keeps few digits: an absolute term allows it.
         np.testing.assert_allclose(loss, expected[step], rtol=1e-5, atol=1e-5 * expected[step].mean().item())
 
@@ -134,7 +140,15 @@ class Mixture:
 
 
 def latents() -> Tensor:
-    return torch.tensor(SAMPLERS["latents"])
+    return torch.tensor(SAMPLERS["latents"]).double()
+
+
+@pytest.mark.parametrize("sigma", [0.01, 1.0, 80.0])
+def test_the_exact_denoiser_of_the_package_is_that_of_the_recorded_mixture(sigma):
+    D = Mixture()
+    exact = oracle.Mixture(D.weights, D.means[..., None, None], D.stds)
+    x, level = D.means[0].reshape(1, -1, 1, 1) + sigma * latents(), torch.tensor(sigma, dtype=torch.float64)
+    torch.testing.assert_close(exact(x, level), D(x, level))
 
 
 HEUN = [key for key in SAMPLERS if key.startswith("heun.") and not key.endswith("nfe")]
@@ -145,7 +159,8 @@ DPM = [key for key in SAMPLERS if key.startswith("dpmpp3s") and not key.endswith
 def test_heun(key):
     _, framework, steps = key.split(".")
     D = Mixture()
-    *_, x = heun(D, latents(), int(steps.removeprefix("steps")), 0.02 if framework == "ve" else 0.002, 80.0)
+    grid = Karras(0.02 if framework == "ve" else 0.002, 80.0, to_zero=True)
+    *_, x = heun(D, latents() * grid.high, grid, int(steps.removeprefix("steps")))
     np.testing.assert_allclose(x, SAMPLERS[key], atol=1e-6, rtol=0)
     assert D.calls == SAMPLERS[f"{key}.nfe"]
 
@@ -153,9 +168,9 @@ def test_heun(key):
 @pytest.mark.parametrize("framework", ["vp", "ve", "edm"])
 def test_heun_with_churn(framework):
     noise = torch.tensor(SAMPLERS[f"heun_churn.{framework}.noise"])
-    low = 0.02 if framework == "ve" else 0.002
+    grid = Karras(0.02 if framework == "ve" else 0.002, 80.0, to_zero=True)
     churn = {"S_churn": 30, "S_min": 0.01, "S_max": 1, "S_noise": 1.007}
-    *_, x = heun(Mixture(), latents(), 18, low, 80.0, **churn, noise=lambda i: noise[i])
+    *_, x = heun(Mixture(), latents() * grid.high, grid, 18, lambda i: noise[i], **churn)
     np.testing.assert_allclose(x, SAMPLERS[f"heun_churn.{framework}"], atol=1e-6, rtol=0)
 
 
@@ -163,9 +178,10 @@ def test_heun_with_churn(framework):
 def test_dpm_solver(key):
     framework, rest = key.removeprefix("dpmpp3s.").split(".start")
     start, nfe = rest.split(".nfe")
-    high = SIGMA_RANGE["vp"][1] if start == "152.167" else float(start)
+    high = FRAMEWORKS["vp"].sigma_range[1] if start == "152.167" else float(start)
     D = Mixture()
-    *_, x = dpm_solver_pp(D, latents(), 0.02 if framework == "ve" else 0.002, high, int(nfe))
+    grid = LogSNR32(0.02 if framework == "ve" else 0.002, high)
+    *_, x = dpm_solver_pp(D, latents() * high, grid, dpm_solver_pp_steps(int(nfe)))
     np.testing.assert_allclose(x, SAMPLERS[key], atol=1e-6, rtol=0)
     assert D.calls == SAMPLERS[f"{key}.calls"] == int(nfe)
 

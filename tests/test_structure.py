@@ -1,6 +1,13 @@
-"""What must agree between the files of the project: lock, environments, pipeline, profiles, notebooks, README."""
+"""What must agree between the files of the project: environments, rooms, pipeline, profiles, notebooks, README."""
 
+import ast
+import fnmatch
+import graphlib
+import inspect
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import get_args
@@ -11,9 +18,16 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from fdm import archives, closure, pipeline, plan, profiles, report, study
 from fdm.__main__ import main
-from fdm.errors import FdmError
+from fdm.data.downloads import ARCHIVES
+from fdm.data.sources import SOURCES
+from fdm.files import FdmError
+from fdm.params import Architecture, DatasetParams
+from fdm.process.frameworks import FRAMEWORKS
+from fdm.repro import notebooks, pipeline
+from fdm.samplers import SAMPLERS
+from fdm.samplers.grids import GRIDS
+from fdm.study import closure, measurements, profiles, show
 
 from .conftest import ROOT, change
 
@@ -57,6 +71,127 @@ def test_lock_pyproject_and_environment_agree():
     assert Requirement(f"python{project['project']['requires-python']}").specifier.contains(python)
 
 
+def test_no_file_names_a_place_on_somebodys_machine():
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    place = re.compile(rf"/(home|Users|root)/\w|{re.escape(str(ROOT))}/".encode())
+    files = [
+        ROOT / name for name in listed.splitlines() if (ROOT / name).suffix not in (".npz", ".safetensors", ".png")
+    ]
+    found = [file for file in files if file.is_file() and place.search(file.read_bytes())]
+    assert len(files) > 100
+    assert found == []
+
+
+# ----------------------------------------------------------------------------------------------------- rooms
+
+ROOMS = ("process", "model", "samplers", "training", "tasks", "metrics", "data")
+SOURCE = {
+    ".".join(path.relative_to(ROOT / "fdm").with_suffix("").parts).removesuffix("__init__").rstrip("."): path
+    for path in sorted((ROOT / "fdm").rglob("*.py"))
+}  # module, without fdm. -> its file
+GRAPH = {
+    module: {name for name in closure.imported(path.read_text()) if name in SOURCE and name != module}
+    for module, path in SOURCE.items()
+}  # module -> the modules that it imports at any place
+
+
+def room(module: str) -> str:
+    return module.split(".")[0]
+
+
+def test_every_module_is_in_a_room_that_is_installed():
+    packages = {path.parent.relative_to(ROOT) for path in SOURCE.values()}
+    assert {room(module) for module in SOURCE} == {*ROOMS, "study", "repro", "files", "params", "", "__main__"}
+    assert all((ROOT / package / "__init__.py").is_file() for package in packages)
+    found = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]["include"]
+    names = {".".join(package.parts) for package in packages}
+    assert {name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in found)} == names
+
+
+def test_the_package_stands_on_itself_from_the_process_to_the_study_and_the_study_on_nothing_of_its_repetition():
+    assert sum(map(len, GRAPH.values())) > 150
+    for module, imported in GRAPH.items():
+        above = {name for name in imported if room(name) in ("study", "repro")}
+        if room(module) in (*ROOMS, "files", "params"):
+            assert not above, f"{module} imports {above}"
+        if room(module) == "study":
+            assert not {name for name in above if room(name) == "repro"}, f"{module} imports {above}"
+        assert "__main__" not in imported
+
+
+def test_no_module_imports_itself_over_others_or_by_a_relative_name():
+    graphlib.TopologicalSorter(GRAPH).prepare()  # raises CycleError with the circle
+    for module, path in SOURCE.items():
+        levels = [node.level for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+        assert not any(levels), f"{module} imports by a relative name, which closures do not see"
+
+
+def test_the_file_of_a_room_does_nothing_and_that_of_the_samplers_only_lists_them():
+    """Closures leave such files out, and a line in the registry of samplers must not touch a training."""
+    for module, path in SOURCE.items():
+        if path.name != "__init__.py" or module == "":
+            continue
+        docstring, *rest = ast.parse(path.read_text()).body
+        assert isinstance(docstring, ast.Expr), module
+        assert isinstance(docstring.value, ast.Constant), module
+        if module != "samplers":
+            assert rest == [], f"{module} does something"
+            continue
+        *imports, registry = rest
+        assert all(isinstance(node, ast.ImportFrom) for node in imports)
+        assert isinstance(registry, ast.AnnAssign)
+        assert registry.target.id == "SAMPLERS"
+        assert all(isinstance(key, ast.Constant) for key in registry.value.keys)
+        assert all(isinstance(value, ast.Name) for value in registry.value.values)
+
+
+@pytest.mark.parametrize(
+    "registry", [FRAMEWORKS, SOURCES, SAMPLERS, GRIDS], ids=["process", "data", "samplers", "grids"]
+)
+def test_names_in_registries_are_lower_case_and_labels_differ(registry):
+    assert all(name == name.lower() and not set(name) & set(" ._/=,") for name in registry)
+    labels = [getattr(entry, "label", name) for name, entry in registry.items()]
+    assert all(labels)
+    assert len(set(labels)) == len(labels)
+
+
+def test_a_framework_is_called_by_its_label_and_has_a_known_network():
+    for name, process in FRAMEWORKS.items():
+        assert name == process.label.lower()
+        assert process.architecture in get_args(Architecture)
+        assert 0 < process.sigma_range[0] < process.sigma_range[1]
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_sampler_is_the_one_of_the_file_that_its_results_are_named_by(name):
+    entry = SAMPLERS[name]
+    assert name == entry.label.lower()
+    assert entry.grid in GRIDS
+    of = closure.of_sampler(name)
+    assert room(of) == "samplers"
+    assert entry in vars(sys.modules[f"fdm.{of}"]).values()
+    behind = closure.modules(of)
+    assert {entry.steps.__module__, GRIDS[entry.grid].__module__} <= {f"fdm.{module}" for module in behind}
+    parameters = inspect.signature(entry.sample).parameters
+    assert list(parameters)[:5] == ["denoise", "x", "grid", "steps", "noise"]
+    assert list(parameters)[5:] == list(entry.options)
+    entry.check({option: entry.default(option) for option in entry.options})
+
+
+def test_a_data_set_has_the_archives_of_its_name_and_what_is_said_of_it_is_so(digits):
+    assert set(ARCHIVES) <= set(SOURCES)
+    for name, source in SOURCES.items():
+        assert source.archives == tuple(ARCHIVES.get(name, ()))
+        assert (source.size == 0) == (name == "folder")
+        assert source.channels in (1, 3)
+        assert source.classes > 0
+    source = SOURCES["digits"]
+    assert (len(digits.images), digits.shape[0], digits.classes) == (source.size, source.channels, source.classes)
+    assert source.licence.endswith(".")
+
+
 # -------------------------------------------------------------------------------------------------- pipeline
 
 
@@ -67,12 +202,17 @@ def test_every_pipeline_is_the_one_of_the_table_of_stages(name):
 
 
 def test_a_stage_depends_on_the_source_of_all_that_it_runs():
-    assert {"training", "losses", "networks", "profiles", "closure"} <= closure.modules("training").keys()
-    assert {"samplers.heun", "sampling", "preconditioning"} <= closure.modules("evaluation").keys()
-    assert not {"plots", "report", "verify", "explain", "plan"} & closure.modules("training", "evaluation").keys()
-    assert "training" not in closure.modules(
-        "evaluation"
-    )  # another loop that ends in equal weights scores nothing again
+    training, scoring = (closure.modules(*closure.CLOSURES[name]).keys() for name in ("training", "scoring"))
+    shared = {"files", "params", "data.datasets", "model.checkpoints", "model.denoiser", "model.unet",
+              "process.frameworks", "process.momentum", "process.schedule"}  # fmt: skip
+    assert shared | {"training.loop", "training.engine", "training.state", "training.augmentation",
+                     "training.objectives.denoising"} <= training  # fmt: skip
+    assert shared | {"study.measure", "tasks.generation", "metrics.features", "metrics.distances", "samplers.grids",
+                     "samplers.noise", "model.oracle"} <= scoring  # fmt: skip
+    assert "training.loop" not in scoring  # another loop that ends in equal weights scores nothing again
+    assert {room(module) for module in training} <= {"process", "model", "data", "training", "files", "params"}
+    assert {module for module in scoring if room(module) in ("study", "repro")} == {"study", "study.measure"}
+    assert not {closure.of_sampler(name) for name in SAMPLERS} & (training | scoring)
     for profile in map(profiles.find, PROFILES):
         stages = pipeline.stages(profile)
         for name, stage in stages.items():
@@ -80,23 +220,95 @@ def test_a_stage_depends_on_the_source_of_all_that_it_runs():
                 (text,) = [d for d in stage["deps"] if d.startswith(f"build/{profile.profile}/code/")]
                 assert Path(text).stem in pipeline.coded(profile)
     text = pipeline.code(profiles.find("digits"), "04_tables")
-    assert "report.show_table" in text
-    assert re.search(r"^[0-9a-f]{64}  tables$", text, re.M)
+    assert "show.show_table" in text
+    assert re.search(r"^[0-9a-f]{64}  study\.tables$", text, re.M)
+    assert f"{closure.identity('training')}  training\n" in pipeline.code(profiles.find("digits"), "02_train")
+    text = pipeline.code(profiles.find("digits"), "03_evaluate")
+    behind = ["scoring", *{closure.of_sampler(each.sampler) for each in profiles.find("digits").evaluation.settings}]
+    assert all(f"{closure.identity(name)}  {name}\n" in text for name in behind)
 
 
-def test_the_source_behind_a_stage_changes_with_that_of_any_module_it_imports(study):
-    before = {name: closure.digest(name) for name in ("training", "evaluation")}
-    (study / "fdm" / "losses.py").write_text((study / "fdm" / "losses.py").read_text() + "\n")
-    closure._imports.cache_clear()
-    assert closure.digest("training") != before["training"]
-    assert closure.digest("evaluation") == before["evaluation"]
-    (study / "fdm" / "plots.py").write_text("")
-    assert closure.digest("evaluation") == before["evaluation"]
+@pytest.mark.parametrize(("name", "module"), [("training", "training.loop"), ("scoring", "study.measure")])
+def test_what_is_loaded_with_a_closure_is_in_it_or_chooses_and_computes_nothing(name, module):
+    """By Python itself and not by the source: what is left out are registries, profiles, and what only they load."""
+    script = f"import sys, fdm.{module}; print(*(name for name in sys.modules if name.startswith('fdm.')))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = {each.removeprefix("fdm.") for each in done.stdout.split()}
+    allowed = closure.modules(*closure.CLOSURES[name]).keys() | {m for m in SOURCE if SOURCE[m].stem == "__init__"}
+    if name == "scoring":
+        allowed |= {"study.profiles", "study.closure"} | {module for module in SOURCE if room(module) == "samplers"}
+    assert module in loaded
+    assert loaded <= allowed
 
 
-def test_every_data_set_has_a_source_a_shape_and_a_name_for_tables():
-    names = set(get_args(profiles.DatasetParams.model_fields["name"].annotation))
-    assert names == set(archives.data.SOURCES) == set(plan.SHAPES) == set(study.DATA)
+def copied(study: Path, name: str) -> Path:
+    """Another copy of the study's source: what a file imports is remembered by its path."""
+    copy = study / name
+    shutil.copytree(study / "fdm", copy / "fdm")
+    shutil.copy(study / "dvc.yaml", copy / "dvc.yaml")
+    return copy
+
+
+def digests(study: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Of each closure in a copy of the source, and of the samplers."""
+    monkeypatch.chdir(study)
+    samplers = {closure.of_sampler(name) for name in SAMPLERS}
+    return {name: closure.digest(*closure.CLOSURES.get(name, [name])) for name in ("training", "scoring", *samplers)}
+
+
+EVERY_SAMPLER = {"samplers.heun", "samplers.dpm_solver", "samplers.ddim", "samplers.pndm"}
+
+
+@pytest.mark.parametrize(
+    ("file", "changed"),
+    [
+        ("training/objectives/denoising.py", {"training"}),
+        ("training/loop.py", {"training"}),
+        ("training/processes.py", {"training", "scoring"}),
+        ("process/momentum.py", {"training", "scoring"}),
+        ("model/unet.py", {"training", "scoring"}),
+        ("params.py", {"training", "scoring"}),
+        ("files.py", {"training", "scoring"}),
+        ("metrics/distances.py", {"scoring"}),
+        ("study/measure.py", {"scoring"}),
+        ("tasks/generation.py", {"scoring"}),
+        ("samplers/grids.py", {"scoring", *EVERY_SAMPLER}),
+        ("samplers/contract.py", EVERY_SAMPLER),
+        ("samplers/heun.py", {"samplers.heun"}),
+        ("samplers/pndm.py", {"samplers.pndm"}),
+        ("study/profiles.py", set()),
+        ("study/closure.py", set()),
+        ("study/runs.py", set()),
+        ("study/figures.py", set()),
+        ("repro/pipeline.py", set()),
+        ("data/archives.py", set()),
+        ("samplers/__init__.py", set()),
+    ],
+)
+def test_a_comment_changes_what_depends_on_its_file_and_nothing_else(study, monkeypatch, file, changed):
+    before = digests(study, monkeypatch)
+    copy = copied(study, "copy")
+    with (copy / "fdm" / file).open("a") as source:
+        source.write("# A comment.\n")
+    after = digests(copy, monkeypatch)
+    assert {name for name in before if before[name] != after[name]} == changed
+
+
+def test_a_new_sampler_changes_neither_a_training_nor_a_score_nor_another_sampler(study, monkeypatch):
+    digits, before = profiles.find("digits"), digests(study, monkeypatch)
+    shutil.copytree(ROOT / "notebooks", study / "notebooks")
+    stages = {name: pipeline.code(digits, name) for name in ("02_train", "reference", "03_evaluate")}
+    copy = copied(study, "copy")
+    shutil.copytree(ROOT / "notebooks", copy / "notebooks")
+    (copy / "fdm" / "samplers" / "euler.py").write_text((copy / "fdm" / "samplers" / "ddim.py").read_text())
+    registry = copy / "fdm" / "samplers" / "__init__.py"
+    text = registry.read_text().replace('    "heun": HEUN,\n', '    "heun": HEUN,\n    "euler": DDIM2,\n')
+    text = text.replace("\nSAMPLERS", "from fdm.samplers.euler import DDIM as DDIM2\n\nSAMPLERS", 1)
+    assert text.count("DDIM2") == 2
+    registry.write_text(text)
+    assert digests(copy, monkeypatch) == before
+    assert {name: pipeline.code(digits, name) for name in stages} == stages
+    assert "samplers.euler" in closure.modules("samplers")  # it is there, for those that ask for it
 
 
 # -------------------------------------------------------------------------------------------------- profiles
@@ -108,7 +320,7 @@ def test_every_profile_is_valid(name):
     assert profile.profile == name
     if name == "published-checkpoints":
         assert all(run.checkpoint for run in profile.runs.values())
-        table = study.read(ROOT / "results" / "published" / "releases.csv").set_index("file")["sha256"].dropna()
+        table = measurements.read(ROOT / "results" / "published" / "releases.csv").set_index("file")["sha256"].dropna()
         for run in profile.runs.values():
             assert run.checkpoint.sha256 == table.get(run.checkpoint.url.split("/")[-1])
     if name.startswith("paper"):
@@ -124,59 +336,128 @@ def test_every_profile_is_valid(name):
         ("training", {"lr": "fast"}, "training.lr: 'fast' is not allowed; input should be a valid number"),
         ("training", {"lr": -1.0}, "training.lr: -1.0 is not allowed; input should be greater than 0"),
         ("training", {"batch": 2.5}, "training.batch: 2.5 is not allowed; input should be a valid integer"),
+        ("training", {"accumulation": 3}, "training.batch: 128 is not allowed; it must be a multiple of processes x "),
         ("network", {"dropout": 1.5}, "network.dropout: 1.5 is not allowed; input should be less than 1"),
-        (
-            "dataset",
-            {"name": "mnist"},
-            "dataset.name: 'mnist' is not allowed; input should be 'digits', 'fashion-mnist', ",
-        ),
-        ("evaluation", {"nfe": [25, 10]}, "evaluation.nfe: 10 is not allowed; Heun's sampler needs odd numbers"),
-        ("runs", {"edm-fdm-1": {"framework": "edm", "kernel": "fdm", "seed": 2}}, "runs.edm-fdm-1: a run is named"),
-        ("runs", {"Edm": {"framework": "edm", "kernel": "fdm", "seed": 2}}, "runs.Edm: 'Edm' is not allowed"),
-        (
-            "runs",
-            {"edm-fdm-0": {"framework": "edm", "kernel": "fdm", "seed": 0, "warmup": 3}},
-            "runs.edm-fdm-0.warmup is not a known key; allowed here are framework, kernel, multiplier,",
-        ),
-        (
-            "runs",
-            {"edm-fdm-0": {"framework": "edm", "kernel": "fdm", "seed": 0, "checkpoint": {"url": "x.pkl", "kimg": 1}}},
-            "runs.edm-fdm-0.checkpoint.url: 'x.pkl' is not allowed; string should match pattern",
-        ),
-        (
-            "runs",
-            {
-                "edm-fdm-0": {
-                    "framework": "edm",
-                    "kernel": "fdm",
-                    "seed": 0,
-                    "checkpoint": {"url": "http://x/y.pkl", "kimg": 1, "md5": 2},
-                }
-            },
-            "runs.edm-fdm-0.checkpoint.md5 is not a known key; allowed here are url, sha256, kimg",
-        ),
-        (
-            "runs",
-            {
-                "edm-fdm-0": {
-                    "framework": "edm",
-                    "kernel": "fdm",
-                    "seed": 0,
-                    "checkpoint": {"url": "http://x/y.pkl", "kimg": 1},
-                }
-            },
-            "network must be absent where the runs are published checkpoints",
-        ),
+        ("network", {"channel_mult": [1] * 5}, "cells.vp-baseline: 4 halvings do not divide a resolution of 8"),
+        ("network", None, "network is missing"),
+        ("dataset", {"name": "mnist"}, "dataset.name: 'mnist' is not allowed; it must be one of digits, fashion-mnist"),
+        ("dataset", {"name": "folder"}, "dataset.path is missing; the data set folder needs the path of its images"),
+        ("seeds", [0, 1, 0], "seeds: [0, 1, 0] is not allowed; a seed is there twice"),
+        ("seeds", [], "seeds: [] is not allowed; list should have at least 1 item"),
     ],
 )
 def test_bad_parameters_stop_with_one_sentence(study, capsys, section, changes, sentence):
+    refused(study, capsys, sentence, **{section: changes})
+
+
+def refused(study: Path, capsys: pytest.CaptureFixture, sentence: str, **sections) -> None:
+    """Change the default profile, and see the command line refuse it in one sentence."""
     with pytest.raises(FdmError):
-        change(study / "params.yaml", **{section: changes})
+        change(study / "params.yaml", **sections)
     assert main(["check"]) == 1
     error = capsys.readouterr().err
     assert error.startswith(f"fdm: params.yaml: {sentence}"), error
     assert error.count("\n") == 1
     assert error.endswith(".\n")
+
+
+EDM_FDM = {"framework": "edm", "kernel": "fdm"}
+
+
+@pytest.mark.parametrize(
+    ("name", "cell", "sentence"),
+    [
+        ("edm-base", EDM_FDM, "cells.edm-base: the name of a cell begins with edm-fdm"),
+        ("edm-fdmx", EDM_FDM, "cells.edm-fdmx: the name of a cell begins with edm-fdm"),
+        ("edm-fdm-0.5", EDM_FDM, "cells.edm-fdm-0.5: a name has no dot, which DVC reads as a path"),
+        ("Edm", EDM_FDM, "cells.Edm: 'Edm' is not allowed"),
+        ("edm-fdm", EDM_FDM | {"kernel": "momentum"}, "cells.edm-fdm.kernel: 'momentum' is not allowed"),
+        ("edm-fdm", EDM_FDM | {"framework": "ddpm"}, "cells.edm-fdm.framework: 'ddpm' is not allowed; it must be one "),
+        ("edm-fdm", EDM_FDM | {"seeds": [1, 1]}, "cells.edm-fdm.seeds: [1, 1] is not allowed; a seed is there twice"),
+        (
+            "edm-fdm",
+            EDM_FDM | {"warmup": 3},
+            "cells.edm-fdm.warmup is not a known key; allowed here are source, framework, kernel, multiplier,",
+        ),
+        (
+            "edm-fdm",
+            EDM_FDM | {"source": "fetch", "checkpoint": {"url": "x.pkl", "kimg": 1}},
+            "cells.edm-fdm.checkpoint.url: 'x.pkl' is not allowed; string should match pattern",
+        ),
+        (
+            "edm-fdm",
+            EDM_FDM | {"source": "fetch", "checkpoint": {"url": "http://x/y.pkl", "kimg": 1, "md5": 2}},
+            "cells.edm-fdm.checkpoint.md5 is not a known key; allowed here are url, sha256, kimg",
+        ),
+        (
+            "edm-fdm",
+            EDM_FDM | {"checkpoint": {"url": "http://x/y.pkl", "kimg": 1}},
+            "cells.edm-fdm: checkpoint belongs to a cell with source: fetch, and to no other",
+        ),
+        (
+            "edm-fdm",
+            EDM_FDM | {"source": "fetch"},
+            "cells.edm-fdm: checkpoint belongs to a cell with source: fetch, and to no other",
+        ),
+        (
+            "edm-fdm",
+            EDM_FDM | {"source": "finetune"},
+            "cells.edm-fdm: start belongs to a cell with source: finetune, and to no other",
+        ),
+        (
+            "edm-fdm-more",
+            EDM_FDM | {"source": "finetune", "start": "edm"},
+            "cells.edm-fdm-more.start: 'edm' is not allowed; it must be a cell that is trained",
+        ),
+        (
+            "edm-fdm-more",
+            EDM_FDM | {"source": "finetune", "start": "edm-baseline", "seeds": [0, 7]},
+            "cells.edm-fdm-more.start: 'edm-baseline' is not allowed; it is not trained with the seed 7",
+        ),
+        (
+            "edm-fdm-more",
+            EDM_FDM | {"source": "finetune", "start": "ve-baseline"},
+            "cells.edm-fdm-more.start: 've-baseline' is not allowed; its network is another",
+        ),
+    ],
+)
+def test_a_bad_cell_stops_with_one_sentence(study, capsys, name, cell, sentence):
+    refused(study, capsys, sentence, cells={name: cell})
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ({"nfe": [25, 10]}, ", heun: Heun's method costs an odd number of evaluations, and 10 was asked for"),
+        ({"nfe": [5], "to_zero": False}, ", heun: Heun's method costs an even number on a grid that does not end at 0"),
+        ({"nfe": [5, 5]}, ", heun: nfe [5, 5] is not allowed; an entry is there twice"),
+        ({"nfe": []}, ".0.nfe: [] is not allowed; list should have at least 1 item"),
+        ({"nfe": [5], "duration": [0.3]}, ", heun: duration 0.3 is not allowed; networks are kept at (0.25, 0.5, "),
+        ({"nfe": [5], "eta": 1.0}, ", heun: eta is no option of Heun; it has S_churn, S_min, S_max, S_noise"),
+        ({"nfe": [5], "S_noise": 3}, ", heun: S_noise: 3 is not allowed for Heun; it must be 0.5 to 2"),
+        ({"nfe": [5], "sampler": "euler"}, ": sampler 'euler' is not known; there are heun, dpm-solver++, ddim, "),
+        ({"nfe": [5], "grid": "linear"}, ": grid 'linear' is not known; there are karras, log-snr, log-snr-float32"),
+        ({"nfe": [5], "sigma_max": [-1.0]}, ".0.sigma_max.0."),
+        ({"nfe": [5], "cells": ["edm"]}, ": there is no cell named edm"),
+        ({"nfe": [5], "samples": 300}, ": samples 300 is not allowed; it must be above the usual 300"),
+    ],
+)
+def test_a_bad_setting_stops_with_one_sentence(study, capsys, setting, sentence):
+    refused(study, capsys, f"evaluation.settings{sentence}", evaluation={"settings": [{"sampler": "heun"} | setting]})
+
+
+def test_a_profile_that_trains_nothing_has_no_network_and_no_training(study, capsys):
+    path = study / "profiles" / "published-checkpoints" / "params.yaml"
+    values, default = (yaml.safe_load(each.read_text()) for each in (path, study / "params.yaml"))
+    for section in ("network", "training"):
+        path.write_text(yaml.safe_dump(values | {section: default[section]}))
+        assert main(["check", "--params", "profiles/published-checkpoints/params.yaml"]) == 1
+        assert f"{section} must be absent where no network is trained.\n" in capsys.readouterr().err
+
+
+def test_a_data_set_of_ones_own_needs_a_path():
+    with pytest.raises(ValueError, match="needs the path of its images"):
+        DatasetParams(name="folder", resolution=8, conditional=False)
 
 
 def test_a_copied_profile_that_still_names_the_original_is_refused(study, capsys):
@@ -225,7 +506,7 @@ def test_there_is_an_executed_copy_of_every_notebook(name):
 @pytest.mark.parametrize("path", EXECUTED, ids=lambda p: f"{p.parts[-3]} {p.stem}")
 def test_executed_notebooks_are_of_the_committed_sources_with_outputs_and_no_error(path):
     executed = nbformat.read(path, as_version=4)
-    source = nbformat.read(ROOT / "notebooks" / f"{path.stem}.ipynb", as_version=4)
+    source = notebooks.source(path.stem, profiles.find(path.parts[-3]))
     mine = [c for c in executed.cells if "injected-parameters" not in c.metadata.get("tags", [])]
     assert [c.source for c in mine] == [c.source for c in source.cells], "dvc repro publish"
     code = [c for c in executed.cells if c.cell_type == "code"]
@@ -243,7 +524,7 @@ def test_executed_notebooks_are_of_the_committed_sources_with_outputs_and_no_err
 
 def test_the_readme_shows_the_measured_verdicts():
     text = (ROOT / "README.md").read_text()
-    assert report.readme(profiles.find("ablations")) == text, (
+    assert show.readme(profiles.find("ablations")) == text, (
         "python -m fdm readme --params profiles/ablations/params.yaml"
     )
 

@@ -2,6 +2,8 @@
 
 import contextlib
 import errno
+import fnmatch
+import itertools
 import json
 import os
 import random
@@ -19,12 +21,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from dvclive import Live
 from safetensors.torch import save_file
 
-from fdm import checkpoints, compute, data, files, training
-from fdm.errors import FdmError
-from fdm.files import sha256
-from fdm.profiles import DatasetParams
+from fdm import files
+from fdm.data import datasets, sources
+from fdm.data.datasets import Dataset
+from fdm.files import FdmError, sha256
+from fdm.model import checkpoints, cost
+from fdm.model.oracle import Mixture
+from fdm.params import DatasetParams
+from fdm.study import runs
+from fdm.training import loop, state
+from fdm.training.objectives import denoising
 
 from .conftest import ROOT, change
 
@@ -33,20 +42,31 @@ pytestmark = pytest.mark.slow
 RUN = "edm-fdm-0"
 DIGITS = DatasetParams(name="digits", resolution=8, conditional=True)
 SNAPSHOTS = ["025.safetensors", "050.safetensors", "075.safetensors", "100.safetensors"]
+SPEED = {"images_per_second", "peak_memory_mib", "utilisation"}  # what a log tells that no two trainings share
 PATIENCE = 60  # seconds after which a process that should have ended hangs
 
 
 @pytest.fixture
 def quick(smoke, monkeypatch):
     """One kimg in 16 steps."""
-    monkeypatch.setattr(compute, "matmul_peak", lambda *_: 1e11)  # measuring it takes as long as some steps
+    monkeypatch.setattr(cost, "matmul_peak", lambda *_: 1e11)  # measuring it takes as long as some steps
     return change(Path(smoke.params_file), training={"budget_kimg": 1, "log_kimg": 0.125, "state_kimg": 0.125})
 
 
 def train(profile, dataset, out: Path, name=RUN, **options):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return training.train(profile, name, dataset, out / "checkpoints", out / "logs", out / "work", **options)
+        return loop.train(
+            runs.training_of(profile, name, dataset), dataset, out / "checkpoints", out / "logs", out / "work",
+            **options,
+        )  # fmt: skip
+
+
+def trained(profile, dataset, out: Path, name=RUN) -> int:
+    """Train, and return on how many images; what an earlier training has seen is told in one piece, before them."""
+    told: list[int] = []
+    train(profile, dataset, out, name, advance=told.append)
+    return sum(told[1:])
 
 
 def hashes(out: Path) -> dict[str, str]:
@@ -103,12 +123,12 @@ def forked(work) -> int:
     return child
 
 
-def killed(profile, dataset, out: Path, after: float | None = None, dying=lambda: None) -> bool:
+def killed(profile, dataset, out: Path, after: float | None = None, dying=lambda: None, name=RUN) -> bool:
     """Train in a process of its own and kill it `after` seconds or where `dying` says; returns whether it died."""
 
     def work():
         dying()
-        run(profile, dataset, out)
+        run(profile, dataset, out, name)
 
     for attempt in (1, 2):
         child = forked(work)
@@ -126,25 +146,45 @@ def killed(profile, dataset, out: Path, after: float | None = None, dying=lambda
     return False
 
 
-def dies_after(calls: int, module, name: str, half=lambda *args: None):
-    """Make the process kill itself and those it forked in a call of module.name, `half` way through it."""
+def dies_at(pattern: str, count: int = 1, half: bool = False, after: bool = False):
+    """Make the process kill itself and those it forked when a file of that path gets its name for the count-th time.
+
+    Each file of a training is written beside its place and then renamed, in `Path.replace` alone. It dies before that,
+    with `half` of the file written or all of it, or right `after`.
+    """
 
     def patch():
-        real, count = getattr(module, name), iter(range(calls))
+        real, met = Path.replace, itertools.count(1)
 
-        def call(*args, **kwargs):
-            if next(count, None) is None:
-                half(*args)
+        def replace(part, target):
+            now = fnmatch.fnmatch(str(target), pattern) and next(met) == count
+            if now and half:
+                os.truncate(part, part.stat().st_size // 2)
+            if now and not after:
                 os.killpg(0, signal.SIGKILL)
-            return real(*args, **kwargs)
+            out = real(part, target)
+            if now:
+                os.killpg(0, signal.SIGKILL)
+            return out
 
-        setattr(module, name, call)
+        Path.replace = replace
 
     return patch
 
 
-def half_a_file(content, path: Path, *rest) -> None:
-    path.write_bytes(bytes(10_000))
+STATE, SAVED = "*/work/*/state.new", "*/work/*/state-*.pt"
+
+
+def dies_in_the_log() -> None:
+    """Make the process kill itself in the middle of the log, which DVCLive writes in its own way."""
+    real, count = Live.make_summary, itertools.count(1)
+
+    def make_summary(live, *args, **kwargs):
+        if next(count) == 4:
+            os.killpg(0, signal.SIGKILL)
+        return real(live, *args, **kwargs)
+
+    Live.make_summary = make_summary
 
 
 def dies_in_the_removal() -> None:
@@ -169,7 +209,7 @@ def test_training_twice_gives_the_same_bytes_and_another_seed_others(quick, digi
     assert logs[0] == logs[1]
     assert logged(tmp_path / "a") == logged(tmp_path / "b")
     assert not list((tmp_path / "a" / "work").iterdir())  # the state is gone once the results are there
-    other = change(Path(quick.params_file), runs={"edm-fdm-1": {"framework": "edm", "kernel": "fdm", "seed": 1}})
+    other = change(Path(quick.params_file), seeds=[0, 1])
     third = run(other, digits, tmp_path / "c", "edm-fdm-1")
     assert not set(third.values()) & set(first.values())
 
@@ -183,9 +223,9 @@ def test_a_training_is_told_with_its_log_and_named_in_its_folder(quick, digits, 
     assert told["loss"] == told["history"][-1]["loss"]
     assert told["resumed_kimg"] == 0 < told["seconds"]
     named = json.loads((tmp_path / "checkpoints" / "experiment.json").read_text())
-    assert named == {"run": RUN, "experiment": training.experiment(quick, RUN, digits)}
+    assert named == {"run": RUN, "experiment": runs.experiment(quick, RUN, digits)}
     metrics = {path.stem for path in (tmp_path / "logs" / "plots" / "metrics").iterdir()}
-    assert metrics == {"loss", "lr", *training.SPEED}
+    assert metrics == {"loss", "lr", *SPEED}
 
 
 def test_a_training_is_named_by_what_shapes_its_network_and_not_by_the_machine(smoke, digits, monkeypatch):
@@ -193,7 +233,8 @@ def test_a_training_is_named_by_what_shapes_its_network_and_not_by_the_machine(s
     work = Path("work")
 
     def names(profile, dataset=digits):
-        return training.experiment(profile, RUN, dataset), training._home(profile, RUN, dataset, work, "cpu").name
+        home = loop.home_of(runs.training_of(profile, RUN, dataset), work, "cpu")
+        return runs.experiment(profile, RUN, dataset), home.name
 
     name, home = names(smoke)
     for alike in ({"threads": 2}, {"profile": "other"}):
@@ -208,12 +249,17 @@ def test_a_training_is_named_by_what_shapes_its_network_and_not_by_the_machine(s
     others = [
         names(change(Path(smoke.params_file), training={"lr": 1e-3})),
         names(change(Path(smoke.params_file), network={"dropout": 0.2})),
-        names(change(Path(smoke.params_file), runs={RUN: {"framework": "edm", "kernel": "fdm", "seed": 0}})),
+        names(change(Path(smoke.params_file), cells={"edm-fdm": {"framework": "edm", "kernel": "fdm"}})),
         names(smoke, digits._replace(sha256="0")),
     ]
     assert len({(name, home), *others}) == 5
     assert len({each[0] for each in others}) == 4
-    for module, counts in (("plots", False), ("evaluation", False), ("training", True), ("augmentation", True)):
+    modules = {
+        "study/figures": False, "study/measure": False, "study/runs": False, "samplers/heun": False,
+        "training/loop": True, "training/augmentation": True, "training/objectives/denoising": True,
+        "process/momentum": True, "model/unet": True, "data/datasets": True,
+    }  # fmt: skip
+    for module, counts in modules.items():
         path = Path("fdm") / f"{module}.py"
         source = path.read_text()
         path.write_text(f"{source}\n# Another word.\n")
@@ -223,54 +269,58 @@ def test_a_training_is_named_by_what_shapes_its_network_and_not_by_the_machine(s
 
 def test_a_training_killed_at_ten_random_moments_ends_in_the_same_bits(quick, digits, tmp_path, whole):
     start = time.monotonic()
-    assert run(quick, digits, tmp_path / "whole") == hashes(whole)
+    assert not killed(quick, digits, tmp_path / "whole")
     seconds = time.monotonic() - start
-    moments = random.Random()  # other moments in every run of the tests
+    assert hashes(tmp_path / "whole") == hashes(whole)
     deaths = 0
     for number in range(10):
-        out = tmp_path / str(number)
-        deaths += killed(quick, digits, out, moments.uniform(0, seconds))
-        assert run(quick, digits, out) == hashes(whole)
-        assert logged(out) == logged(whole)
+        out, moment = tmp_path / str(number), random.uniform(0, seconds)  # other moments in every run of the tests
+        deaths += killed(quick, digits, out, moment)
+        assert run(quick, digits, out) == hashes(whole), moment
+        assert logged(out) == logged(whole), moment
     assert deaths >= 5  # the others had ended a moment before
 
 
 @pytest.mark.parametrize(
-    ("dying", "trained"),
+    ("dying", "left"),
     [
-        (dies_after(5, torch, "save", half_a_file), False),  # while a state is written
-        (dies_after(5, training, "sha256"), False),  # before it has its name
-        (dies_after(1, checkpoints, "save_file", half_a_file), False),  # while a checkpoint is written
-        (dies_after(2, shutil, "copyfile", half_a_file), True),  # while results are put in their place
-        (dies_after(1, training, "write_json"), True),  # before they are named
-        (dies_after(0, training, "_log"), True),
-        (dies_after(2, training, "write_json"), True),  # before the log tells of the end
-        (dies_in_the_removal, True),
+        (dies_at(STATE, 1, half=True), 1024),  # while the first state is written
+        (dies_at(STATE, 6, half=True), 1024 - 5 * 128),  # while another is
+        (dies_at(SAVED, 6), 1024 - 5 * 128),  # before it has its name
+        (dies_at(SAVED, 8, after=True), 0),  # when it has, and nothing tells of the end
+        (dies_at("*/work/*/050.safetensors", half=True), 1024 - 3 * 128),  # while a checkpoint is written
+        (dies_at("*/work/*/finished.json"), 0),
+        (dies_at("*/checkpoints/075.safetensors", half=True), 0),  # while results are put in their place
+        (dies_at("*/checkpoints/experiment.json"), 0),  # before they are named
+        (dies_at("*/checkpoints/experiment.json", after=True), 0),  # before the log
+        (dies_in_the_log, 0),
+        (dies_at("*/logs/finished.json"), 0),  # before the log tells of the end
+        (dies_in_the_removal, 0),
     ],
-    ids=["state", "rename", "checkpoint", "result", "name", "log", "end", "removal"],
-)
-def test_a_training_killed_while_it_writes_ends_in_the_same_bits(
-    quick, digits, tmp_path, whole, monkeypatch, dying, trained
+    ids=[
+        "first", "state", "rename", "renamed", "checkpoint", "told", "result", "name", "named", "log", "end", "removal",
+    ],
+)  # fmt: skip
+def test_a_training_killed_while_it_writes_goes_on_from_there_to_the_same_bits(
+    quick, digits, tmp_path, whole, dying, left
 ):
-    """One that was trained to its end goes on without training."""
+    """It is trained on the images that are `left`; one that was trained to its end goes on without training."""
     out = tmp_path / "killed"
     assert killed(quick, digits, out, dying=dying)
-    if trained:
-        monkeypatch.setattr(training.compute, "launch", None)
-    assert run(quick, digits, out) == hashes(whole)
+    assert trained(quick, digits, out) == left
+    assert hashes(out) == hashes(whole)
     assert logged(out) == logged(whole)
     assert not list((out / "work").iterdir())  # nothing is left half written
-    assert not list(out.rglob("*.part"))
+    assert {path.parent.name for path in out.rglob("*.part")} <= {"logs"}  # where nobody looks for it
 
 
-def test_a_finished_training_is_not_trained_again(quick, digits, tmp_path, whole, monkeypatch):
+def test_a_finished_training_is_not_trained_again(quick, digits, tmp_path, whole):
     out = copied(whole, tmp_path / "out")
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in out.rglob("*") if path.is_file()}
-    monkeypatch.setattr(training.compute, "launch", None)
     told, images = json.loads((whole / "logs" / "finished.json").read_text()), []
     assert train(quick, digits, out, advance=images.append) == told
     assert train(change(Path(quick.params_file), training={"state_kimg": 1.0}), digits, out) == told
-    assert sum(images) == 1024  # as if they had been trained on, for the bar of all runs
+    assert images == [1024]  # as if they had been trained on, for the bar of all runs
     after = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in out.rglob("*") if path.is_file()}
     assert after == before
 
@@ -278,53 +328,57 @@ def test_a_finished_training_is_not_trained_again(quick, digits, tmp_path, whole
 @pytest.mark.parametrize(
     "lost", ["checkpoints", "checkpoints/050.safetensors", "checkpoints/experiment.json", "logs", "logs/finished.json"]
 )
-def test_a_training_of_which_something_is_lost_is_trained_again(quick, digits, tmp_path, whole, monkeypatch, lost):
-    out, launch, trained = copied(whole, tmp_path / "out"), training.compute.launch, []
+def test_a_training_of_which_something_is_lost_is_trained_again(quick, digits, tmp_path, whole, lost):
+    out = copied(whole, tmp_path / "out")
     path = out / lost
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     (out / "checkpoints").mkdir(exist_ok=True)
     (out / "checkpoints" / "037.safetensors").touch()  # which nothing has made
-    monkeypatch.setattr(training.compute, "launch", lambda *args: trained.append(1) or launch(*args))
-    assert run(quick, digits, out) == hashes(whole)
+    assert trained(quick, digits, out) == 1024  # once
+    assert hashes(out) == hashes(whole)
     assert logged(out) == logged(whole)
-    assert trained == [1]
+
+
+class Interrupted(Exception):
+    """What stops a training from outside."""
+
+
+def interrupt(images: int) -> None:
+    """What a training is told its images with, and stopped."""
+    if images < 1024:
+        raise Interrupted
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"home": "0123"}'])
-def test_a_log_that_tells_of_no_training_or_another_is_not_believed(
-    quick, digits, tmp_path, whole, monkeypatch, content
-):
+def test_a_log_that_tells_of_no_training_or_another_is_not_believed(quick, digits, tmp_path, whole, content):
     out = copied(whole, tmp_path / "out")
+    train(quick, digits, out, advance=interrupt)  # which is whole
     (out / "logs" / "finished.json").write_text(content)
-
-    def launched(*args):
-        raise FdmError("it would be trained")
-
-    monkeypatch.setattr(training.compute, "launch", launched)
-    with pytest.raises(FdmError, match="it would be trained"):
-        run(quick, digits, out)
+    with pytest.raises(Interrupted):  # as it is trained
+        train(quick, digits, out, advance=interrupt)
 
 
 @pytest.mark.parametrize("damage", ["cut", "one byte"])
 def test_a_damaged_state_is_left_aside_for_the_one_before(quick, digits, tmp_path, whole, damage):
-    assert killed(quick, digits, tmp_path / "killed", dying=dies_after(5, torch, "save"))
+    assert killed(quick, digits, tmp_path / "killed", dying=dies_at(STATE, 6))
     before, last = sorted((tmp_path / "killed" / "work").glob("*/state-*.pt"))
     content = bytearray(last.read_bytes())
     content[len(content) // 2] ^= 1
     last.write_bytes(content if damage == "one byte" else content[:-1000])
     with pytest.warns(UserWarning, match="is damaged and left aside"):
-        result = training.train(
-            quick, RUN, digits, tmp_path / "killed/checkpoints", tmp_path / "killed/logs", tmp_path / "killed/work"
-        )
+        result = loop.train(
+            runs.training_of(quick, RUN, digits), digits, tmp_path / "killed/checkpoints", tmp_path / "killed/logs",
+            tmp_path / "killed/work",
+        )  # fmt: skip
     assert result["resumed_kimg"] == int(before.stem.split("-")[1]) * quick.training.batch / 1000 > 0
     assert hashes(tmp_path / "killed") == hashes(whole)
 
 
 def test_two_trainings_of_one_run_do_not_get_into_each_others_way(quick, digits, tmp_path, monkeypatch):
-    assert killed(quick, digits, tmp_path, dying=dies_after(3, torch, "save"))
+    assert killed(quick, digits, tmp_path, dying=dies_at(STATE, 4))
     (home,) = (tmp_path / "work").iterdir()
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    with training._alone(home, RUN), pytest.raises(FdmError, match="is being trained by another process, with its "):
+    with state.alone(home, RUN), pytest.raises(FdmError, match="is being trained by another process, with its "):
         run(quick, digits, tmp_path)
 
 
@@ -360,9 +414,9 @@ def test_two_processes_compute_the_gradient_of_one(plain, digits, tmp_path):
     for processes in (1, 2):
         one_step = {"budget_kimg": 0.064, "state_kimg": 0.064, "processes": processes}
         profile = change(Path(plain.params_file), training=one_step)
-        assert killed(profile, digits, tmp_path / str(processes), dying=dies_after(0, training, "write_json"))
-        (state,) = (tmp_path / str(processes)).glob("work/*/state-*.pt")
-        moments = torch.load(state, weights_only=True)["optimizer"]["state"]
+        assert killed(profile, digits, tmp_path / str(processes), dying=dies_at("*/work/*/finished.json"))
+        (kept,) = (tmp_path / str(processes)).glob("work/*/state-*.pt")
+        moments = torch.load(kept, weights_only=True)["optimisers"]["denoiser"]["state"]
         gradients.append(torch.cat([weight["exp_avg"].flatten() / 0.1 for weight in moments.values()]))  # 1 - beta_1
     assert gradients[0].norm() > 0.1
     assert (gradients[0] - gradients[1]).norm() < 1e-6 * gradients[0].norm()
@@ -373,7 +427,7 @@ def test_processes_that_are_killed_resume_to_the_same_bits(plain, digits, tmp_pa
     ten_steps = {"budget_kimg": 0.64, "state_kimg": 0.128, "processes": processes}
     profile = change(Path(plain.params_file), training=ten_steps)
     whole = run(profile, digits, tmp_path / "whole")
-    assert killed(profile, digits, tmp_path / "killed", dying=dies_after(2, torch, "save"))
+    assert killed(profile, digits, tmp_path / "killed", dying=dies_at(STATE, 3))
     assert run(profile, digits, tmp_path / "killed") == whole
 
 
@@ -386,29 +440,33 @@ def test_a_sentence_comes_through_from_another_process(plain, digits, tmp_path):
 def test_a_sentence_of_one_process_comes_through_while_the_others_wait(plain, digits, tmp_path, monkeypatch):
     profile = change(Path(plain.params_file), training={"processes": 2})
 
-    def full(*args):
-        raise OSError(errno.ENOSPC, "No space left on device")
+    real = Path.replace
 
-    monkeypatch.setattr(torch, "save", full)  # only the first process writes
+    def full(part, target):
+        if Path(target).name == "state.new":  # which only the first process writes
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(part, target)
+
+    monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(FdmError, match=r"state.new could not be written: the disk is full"):
         run(profile, digits, tmp_path)
 
 
 def test_machines_that_see_different_states_are_refused(plain, digits, tmp_path, monkeypatch):
     profile = change(Path(plain.params_file), training={"processes": 2})
-    assert killed(profile, digits, tmp_path, dying=dies_after(2, torch, "save"))
-    newest = training._newest
-    monkeypatch.setattr(training, "_newest", lambda home, warn: newest(home, warn) if warn else None)
+    assert killed(profile, digits, tmp_path, dying=dies_at(STATE, 3))
+    newest = state.newest
+    monkeypatch.setattr(state, "newest", lambda home, warn: newest(home, warn) if warn else None)
     with pytest.raises(FdmError, match=r"The machines do not see the same state in .* on a disk that they share"):
         run(profile, digits, tmp_path)
 
 
-def test_accelerate_launch_trains_what_the_pipeline_then_takes(plain, digits, tmp_path, monkeypatch):
+def test_accelerate_launch_trains_what_the_pipeline_then_takes(plain, digits, tmp_path):
     profile = change(Path(plain.params_file), training={"processes": 2, "budget_kimg": 0.256})
-    data.prepare(DIGITS, profile.build / "dataset.safetensors")
+    sources.prepare(DIGITS, profile.build / "dataset.safetensors")
     # As for GPUs: accelerate's own --cpu would want MPI.
     command = "-m accelerate.commands.launch --num_machines 1 --mixed_precision no --dynamo_backend no --multi_gpu"
-    train = f"--num_processes 2 -m fdm.training --params {profile.params_file} --run {RUN}"
+    train = f"--num_processes 2 -m fdm train --params {profile.params_file} --run {RUN}"
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, *command.split(), *train.split()],
@@ -420,27 +478,27 @@ def test_accelerate_launch_trains_what_the_pipeline_then_takes(plain, digits, tm
     assert done.returncode == 0, done.stderr
     assert "edm-fdm-0 is trained; dvc repro takes it from" in done.stderr
     whole = run(profile, digits, tmp_path / "whole")
-    monkeypatch.setattr(training.compute, "launch", None)  # nothing is left to be trained
-    out = tmp_path / "taken"
-    training.train(profile, RUN, digits, out / "checkpoints", out / "logs", Path("work"))
+    out, told = tmp_path / "taken", []
+    training = runs.training_of(profile, RUN, digits)
+    loop.train(training, digits, out / "checkpoints", out / "logs", Path("work"), advance=told.append)
+    assert sum(told[1:]) == 0  # nothing is left to be trained
     assert hashes(out) == whole
     assert not list(Path("work").iterdir())
 
 
-def test_another_number_of_processes_than_the_profiles_is_a_sentence(plain, monkeypatch):
+def test_another_number_of_processes_than_the_profiles_is_a_sentence(plain):
     profile = change(Path(plain.params_file), training={"processes": 2})
-    data.prepare(DIGITS, profile.build / "dataset.safetensors")
-    monkeypatch.setattr(sys, "argv", ["fdm.training", "--params", profile.params_file, "--run", RUN])
-    sentence = r"^fdm: processes: 2 is not what was launched, 1; use accelerate launch --num_processes 2"
-    try:
-        with pytest.raises(SystemExit, match=sentence):
-            training.main()
-    finally:
-        compute.AcceleratorState._reset_state(reset_partial_state=True)
+    sources.prepare(DIGITS, profile.build / "dataset.safetensors")
+    command = [sys.executable, "-m", "fdm", "train", "--params", profile.params_file, "--run", RUN]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=2 * PATIENCE)
+    sentence = "fdm: processes: 2 is not what was launched, 1; use accelerate launch --num_processes 2"
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(sentence)
 
 
 def test_a_changed_parameter_never_resumes_from_another_state_and_is_trained(quick, digits, tmp_path):
-    assert killed(quick, digits, tmp_path, dying=dies_after(5, torch, "save"))
+    assert killed(quick, digits, tmp_path, dying=dies_at(STATE, 6))
     (waiting,) = (tmp_path / "work").iterdir()
     results = []
     for section, changes in {"training": {"lr": 1e-3}, "network": {"dropout": 0.2}}.items():
@@ -454,16 +512,14 @@ def test_a_changed_parameter_never_resumes_from_another_state_and_is_trained(qui
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(quick, digits, tmp_path, monkeypatch):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "100.safetensors").write_text("measured earlier")
-    real, count = training.losses.loss, iter(range(1000))
-    monkeypatch.setattr(
-        training.losses, "loss", lambda *a, **k: real(*a, **k) * (float("nan") if next(count) > 8 else 1)
-    )
+    real, count = denoising.loss, itertools.count()
+    monkeypatch.setattr(denoising, "loss", lambda *a, **k: real(*a, **k) * (float("nan") if next(count) > 8 else 1))
     with pytest.raises(
         FdmError, match=r"The loss of edm-fdm-0 is nan after .* kimg; the last good state is kept in .*"
     ):
         run(quick, digits, tmp_path)
-    *_, state = sorted((tmp_path / "work").glob("*/state-*.pt"))
-    assert torch.load(state, weights_only=True)["step"] == 8
+    *_, kept = sorted((tmp_path / "work").glob("*/state-*.pt"))
+    assert torch.load(kept, weights_only=True)["step"] == 8
     assert (tmp_path / "checkpoints" / "100.safetensors").read_text() == "measured earlier"
 
 
@@ -501,20 +557,126 @@ def test_a_file_that_cannot_grow_is_one_sentence_for_every_writer(tmp_path, writ
     assert [other.name for other in path.parent.iterdir()] == ["state.pt"]
 
 
+# ------------------------------------------------------------------------------------- going on from another run
+
+LONGER = "edm-fdm-longer-0"
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return checkpoints.load(path)[0].state_dict()
+
+
+def test_a_training_that_goes_on_from_another_starts_from_its_last_weights(quick, digits, tmp_path, whole):
+    with pytest.raises(FdmError, match=r"The checkpoint .*/edm-fdm-0/100.safetensors is missing"):
+        train(quick, digits, tmp_path / "orphan", LONGER)
+    shutil.copytree(whole / "checkpoints", quick.checkpoints(RUN))
+    parent = weights(quick.checkpoints(RUN) / "100.safetensors")
+    training, out = runs.training_of(quick, LONGER, digits), tmp_path / "still"
+    still = training._replace(par=training.par.model_copy(update={"lr": 1e-12}))
+    loop.train(still, digits, out / "checkpoints", out / "logs", out / "work", advance=lambda n: None)
+    for snapshot in SNAPSHOTS:
+        torch.testing.assert_close(weights(out / "checkpoints" / snapshot), parent, rtol=0, atol=1e-7)
+
+    longer, fresh = tmp_path / "longer", tmp_path / "fresh"
+    told = train(quick, digits, longer, LONGER)
+    other = training._replace(start=None, experiment="of fresh weights")
+    untold = loop.train(other, digits, fresh / "checkpoints", fresh / "logs", fresh / "work", advance=lambda n: None)
+    assert told["history"][0]["loss"] < 0.9 * untold["history"][0]["loss"]  # it is trained already
+    learnt = weights(longer / "checkpoints" / "100.safetensors")
+    assert max((learnt[name] - parent[name]).abs().max() for name in parent) > 1e-3  # and learns on
+    assert killed(quick, digits, tmp_path / "killed", dying=dies_at(STATE, 3, half=True), name=LONGER)
+    assert run(quick, digits, tmp_path / "killed", LONGER) == hashes(longer)
+
+
+def test_a_training_that_goes_on_from_another_is_named_by_it_too(smoke, digits):
+    """Not the reverse, and each by that of its own seed."""
+    path, cells = (
+        Path(smoke.params_file),
+        {name: cell.model_dump(exclude_unset=True) for name, cell in smoke.cells.items()},
+    )
+
+    def names(**changes):
+        profile = change(path, cells=cells | {name: cells[name] | new for name, new in changes.items()})
+        return tuple(runs.experiment(profile, name, digits) for name in (RUN, LONGER))
+
+    parent, longer = names()
+    assert parent != longer
+    others = names(**{"edm-fdm": {"warmup_steps": 10}}), names(**{"edm-fdm-longer": {"warmup_steps": 10}})
+    assert len({longer, others[0][1], others[1][1]}) == 3
+    assert others[0][0] != parent == others[1][0]
+    several = change(path, cells=cells, seeds=[0, 1])
+    assert runs.training_of(several, "edm-fdm-longer-1", digits).start.parent == several.checkpoints("edm-fdm-1")
+    assert [*several.runs].index("edm-fdm-longer-0") > [*several.runs].index("edm-fdm-1")
+
+
+def test_a_training_by_hand_goes_on_from_none_but_the_right_one(quick, digits, tmp_path, whole):
+    sources.prepare(DIGITS, quick.dataset_file)
+    sentence = "edm-fdm-longer-0 starts from edm-fdm-0, which is not trained as profiles/smoke/params.yaml says"
+    with pytest.raises(FdmError, match=sentence):
+        runs.train_launched(quick, LONGER)
+    shutil.copytree(whole / "checkpoints", quick.checkpoints(RUN))
+    other = change(Path(quick.params_file), training={"lr": 1e-3})
+    with pytest.raises(FdmError, match=sentence):
+        runs.train_launched(other, LONGER)
+
+
+# --------------------------------------------------------------------------------------------------- what is learnt
+
+
+@pytest.mark.parametrize("cell", ["edm-baseline", "edm-fdm"])
+def test_a_small_network_learns_the_exact_denoiser_of_a_mixture(smoke, tmp_path, cell):
+    """After 400 steps it is nearer to the exact D than 0.7 times the best linear denoiser's squared distance.
+
+    The mixture is of two pictures, white on the one side or on the other, with noise of 0.1 and of 0.2. That linear
+    denoiser knows its mean and covariance; it errs by 1 to 20 % of what x itself or the mean do.
+    """
+    settings = {"budget_kimg": 12.8, "batch": 32, "lr": 4e-3, "lr_ramp_kimg": 1.0, "ema_halflife_kimg": 1.0,
+                "augment": 0.0, "log_kimg": 1.6, "state_kimg": 12.8}  # fmt: skip
+    cells = {cell: {"framework": "edm", "kernel": cell.removeprefix("edm-")}}
+    profile = change(
+        Path(smoke.params_file),
+        training=settings,
+        network={"dropout": 0.0},
+        dataset={"conditional": False},
+        cells=cells,
+    )
+    picture = torch.full((1, 8, 8), -0.5)
+    picture[:, :, 4:] = 0.5
+    mixture = Mixture(torch.tensor([0.3, 0.7]), torch.stack([picture, -picture]), torch.tensor([0.1, 0.2]))
+    generator = torch.Generator().manual_seed(0)
+    images = datasets.to_uint8(mixture.draw(4096, generator))
+    dataset = Dataset("mixture", images, torch.zeros(4096, dtype=torch.int64), 1, sha256="0")
+    train(profile, dataset, tmp_path, f"{cell}-0")
+    denoiser, _ = checkpoints.load(tmp_path / "checkpoints" / "100.safetensors")
+
+    mean = (mixture.weights[:, None] * mixture.means.flatten(1)).sum(0)
+    off = mixture.means.flatten(1) - mean
+    cov = off.T @ (mixture.weights[:, None] * off) + (mixture.weights @ mixture.deviations**2) * torch.eye(64)
+    clean = mixture.draw(512, generator)
+    for sigma in torch.tensor([0.1, 0.2, 0.5, 1.0, 2.0]):
+        x = clean + sigma * torch.randn(clean.shape, generator=generator)
+        exact = mixture(x, sigma)
+        linear = mean + (x.flatten(1) - mean) @ torch.linalg.solve(cov + sigma**2 * torch.eye(64), cov)
+        far = ((linear.reshape(x.shape) - exact) ** 2).mean()
+        assert ((denoiser(x, sigma) - exact) ** 2).mean() < 0.7 * far, f"at sigma {sigma:.1f}"
+        trivial = min(((other - exact) ** 2).mean() for other in (x, mean.reshape(1, 1, 8, 8)))
+        assert 0.005 * trivial < far < 0.25 * trivial
+
+
 def test_every_image_is_seen_once_an_epoch_and_the_order_depends_on_the_seed():
-    order = training.Order(10, seed=0)
+    order = loop.Order(10, seed=0)
     stream = torch.cat([order(first, 4) for first in range(0, 40, 4)])
     for epoch in stream.split(10):
         assert sorted(epoch.tolist()) == list(range(10))
     assert not torch.equal(stream[:10], stream[10:20])
-    assert torch.equal(training.Order(10, seed=0)(17, 9), stream[17:26])  # from the middle, as after a resume
-    assert not torch.equal(training.Order(10, seed=1)(0, 10), stream[:10])
+    assert torch.equal(loop.Order(10, seed=0)(17, 9), stream[17:26])  # from the middle, as after a resume
+    assert not torch.equal(loop.Order(10, seed=1)(0, 10), stream[:10])
 
 
 def test_the_average_follows_its_half_life_and_ramp():
-    assert training.ema_beta(10**9, 512, 500, 0.05) == pytest.approx(0.5 ** (512 / 500_000))
-    assert training.ema_beta(100_000, 512, 500, 0.05) == pytest.approx(0.5 ** (512 / 5_000))
-    assert training.ema_beta(0, 512, 500, 0.05) == pytest.approx(0)
+    assert loop.ema_beta(10**9, 512, 500, 0.05) == pytest.approx(0.5 ** (512 / 500_000))
+    assert loop.ema_beta(100_000, 512, 500, 0.05) == pytest.approx(0.5 ** (512 / 5_000))
+    assert loop.ema_beta(0, 512, 500, 0.05) == pytest.approx(0)
 
 
 def test_the_learning_rate_rises_linearly_and_is_logged(quick, whole):
@@ -526,12 +688,12 @@ def test_the_learning_rate_rises_linearly_and_is_logged(quick, whole):
 
 def test_a_checkpoint_describes_itself_and_one_of_another_network_is_refused(quick, digits, tmp_path, whole):
     path = copied(whole, tmp_path / "out") / "checkpoints" / "100.safetensors"
-    denoiser, description = checkpoints.load(path, checkpoints.specify(quick, RUN, digits))
+    denoiser, description = checkpoints.load(path, runs.specify(quick, RUN, digits))
     assert description["images"] == 1024
     assert description["name"] == RUN
     assert not denoiser.training
     with pytest.raises(FdmError, match=r"of another network: its network.architecture is 'ddpmpp', where 'ncsnpp'"):
-        checkpoints.load(path, checkpoints.specify(quick, "ve-baseline-0", digits))
+        checkpoints.load(path, runs.specify(quick, "ve-baseline-0", digits))
     with pytest.raises(FdmError, match=r"nothing.safetensors is missing; remove .*, if it is there, and run dvc repro"):
         checkpoints.load(tmp_path / "nothing.safetensors")
     whole = path.read_bytes()
@@ -545,31 +707,31 @@ def test_a_checkpoint_describes_itself_and_one_of_another_network_is_refused(qui
 
 def test_a_data_set_is_refused_when_missing_truncated_or_altered(digits, tmp_path):
     good = tmp_path / "good.safetensors"
-    data.prepare(DIGITS, good)
-    assert digits.sha256 == data.load(good).sha256
+    sources.prepare(DIGITS, good)
+    assert digits.sha256 == datasets.load(good).sha256
     with pytest.raises(FdmError, match="is missing; run dvc repro"):
-        data.load(tmp_path / "nothing")
+        datasets.load(tmp_path / "nothing")
     cut, altered = tmp_path / "cut", tmp_path / "altered"
     cut.write_bytes(good.read_bytes()[:-5000])
     with pytest.raises(FdmError, match="is damaged or truncated"):
-        data.load(cut)
+        datasets.load(cut)
     shutil.copy(good, altered)
     content = bytearray(altered.read_bytes())
     content[-20_000] ^= 1
     altered.write_bytes(content)
     with pytest.raises(FdmError, match="does not have the content its checksum promises"):
-        data.load(altered)
+        datasets.load(altered)
 
 
 def test_images_of_another_resolution_are_refused(tmp_path):
     with pytest.raises(FdmError, match=r"dataset.resolution: 16 is not allowed; the images of digits are 8x8"):
-        data.prepare(DIGITS.model_copy(update={"resolution": 16}), tmp_path / "x")
+        sources.prepare(DIGITS.model_copy(update={"resolution": 16}), tmp_path / "x")
 
 
 def test_pixels_survive_the_way_there_and_back(digits):
-    assert torch.equal(data.to_uint8(data.to_float(digits.images)), digits.images)
-    assert data.to_float(digits.images).min() == -1
-    assert data.to_float(digits.images).max() == 1
-    a, b = data.halves(1797)
+    assert torch.equal(datasets.to_uint8(datasets.to_float(digits.images)), digits.images)
+    assert datasets.to_float(digits.images).min() == -1
+    assert datasets.to_float(digits.images).max() == 1
+    a, b = datasets.halves(1797)
     assert len(a) == len(b) == 898
     assert not set(a.tolist()) & set(b.tolist())

@@ -1,19 +1,15 @@
-"""Samplers of dx/dsigma = (x - D(x; sigma)) / sigma. One file an algorithm, one line here."""
+"""How to walk back along dx/dsigma = (x - D(x; sigma)) / sigma. One file an algorithm, one line here."""
 
-from collections.abc import Callable, Iterator
+from fdm.samplers.contract import Sampler
+from fdm.samplers.ddim import DDIM
+from fdm.samplers.dpm_solver import DPM_SOLVER_PP
+from fdm.samplers.heun import HEUN
+from fdm.samplers.pndm import F_PNDM, S_PNDM
 
-from torch import Tensor
-
-from fdm.names import Sampler
-from fdm.samplers.dpm_solver import dpm_solver_pp
-from fdm.samplers.heun import heun, heun_steps
-
-Denoise = Callable[[Tensor, Tensor], Tensor]
-
-# name -> (denoise, latents, sigma_min, sigma_max, nfe) -> x after each step
-SAMPLERS: dict[Sampler, Callable[..., Iterator[Tensor]]] = {
-    "heun": lambda D, latents, low, high, nfe: heun(D, latents, heun_steps(nfe), low, high),
-    "dpm-solver++": dpm_solver_pp,
+SAMPLERS: dict[str, Sampler] = {
+    "heun": HEUN,
+    "dpm-solver++": DPM_SOLVER_PP,
+    "ddim": DDIM,
+    "s-pndm": S_PNDM,
+    "f-pndm": F_PNDM,
 }
-
-__all__ = ["SAMPLERS", "Denoise", "dpm_solver_pp", "heun", "heun_steps"]

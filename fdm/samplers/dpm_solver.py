@@ -4,11 +4,13 @@ With x = y + sigma eps the half log-SNR is lambda = -ln sigma, and the data-pred
 x_t = (sigma_t/sigma_s) x_s + (1 - e^-h) D + corrections, h = lambda_t - lambda_s.
 """
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+
+from fdm.samplers.contract import Denoise, Noise, Sampler
+from fdm.samplers.grids import Grid
 
 
 def single_step_orders(evaluations: int) -> list[int]:
@@ -22,24 +24,18 @@ def single_step_orders(evaluations: int) -> list[int]:
     return [3] * groups + [rest]
 
 
-def dpm_solver_pp(
-    denoise: Callable[[Tensor, Tensor], Tensor], latents: Tensor, sigma_min: float, sigma_max: float, nfe: int
-) -> Iterator[Tensor]:
-    """Yield x, float64 (N, C, H, W), at sigma_max, after each single step, and after the final denoising.
+def dpm_solver_pp(denoise: Denoise, x: Tensor, grid: Grid, steps: int, noise: Noise | None = None) -> Iterator[Tensor]:
+    """Yield x, float64 (N, C, H, W), as given, after each single step, and after the final denoising.
 
-    The outer levels are uniform in log-SNR from sigma_max to sigma_min. `nfe` >= 2 counts every evaluation,
-    with the last one, D at sigma_min, that takes x to zero noise. `latents` (N, C, H, W) are standard normal.
+    `steps` evaluations are shared out to the single steps. One more, D at the grid's lowest level, takes x to zero.
     """
-    if nfe < 2:
-        raise ValueError(f"DPM-Solver++ with final denoising needs at least 2 evaluations, and {nfe} was asked for")
-    orders = single_step_orders(nfe - 1)
-    # Levels and step sizes are float32 numbers, as in the published sampler: in float64 it ends up to 1e-6 away.
-    sigmas = torch.linspace(-math.log(sigma_max), -math.log(sigma_min), len(orders) + 1).neg().exp()
+    orders = single_step_orders(steps)
+    sigmas = grid.levels(len(orders))
 
     def D(x: Tensor, sigma: Tensor) -> Tensor:
-        return denoise(x, sigma.to(latents.device)).double()
+        return denoise(x, sigma.to(x.device)).double()
 
-    x = latents.double() * sigma_max
+    x = x.double()
     yield x
     for order, s, t in zip(orders, sigmas[:-1], sigmas[1:], strict=True):
         h = s.log() - t.log()
@@ -66,3 +62,13 @@ def dpm_solver_pp(
             x = t / s * x + gain(1) * D_s + (1 - gain(1) / h) * slope
         yield x
     yield D(x, sigmas[-1])
+
+
+def dpm_solver_pp_steps(nfe: int, to_zero: bool = False) -> int:
+    """Evaluations of `nfe` that the single steps have: all but the final denoising's."""
+    if to_zero or nfe < 2:
+        raise ValueError(f"DPM-Solver++ with final denoising needs at least 2 evaluations, and {nfe} was asked for")
+    return nfe - 1
+
+
+DPM_SOLVER_PP = Sampler("DPM-Solver++", dpm_solver_pp, dpm_solver_pp_steps, grid="log-snr-float32", to_zero=False)

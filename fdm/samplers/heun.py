@@ -2,48 +2,40 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
-
-def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:
-    """Noise levels from sigma_max down to sigma_min, then 0: (steps + 1,) float64 (EDM, eq. 5).
-
-    A single step goes from sigma_max straight to 0.
-    """
-    ramp = torch.arange(steps, dtype=torch.float64) / max(steps - 1, 1)
-    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
-    return torch.cat([(high + ramp * (low - high)) ** rho, torch.zeros(1, dtype=torch.float64)])
+from fdm.samplers.contract import Denoise, Noise, Sampler
+from fdm.samplers.grids import Grid
 
 
-def heun_steps(nfe: int) -> int:
-    """Steps that cost `nfe` evaluations, 2 steps - 1. Raises ValueError for an even number."""
-    if nfe < 1 or nfe % 2 == 0:
+def heun_steps(nfe: int, to_zero: bool = True) -> int:
+    """Steps that cost `nfe` evaluations: 2 steps - 1, or 2 steps where the grid does not end at 0."""
+    if to_zero and (nfe < 1 or nfe % 2 == 0):
         raise ValueError(f"Heun's method costs an odd number of evaluations, and {nfe} was asked for")
+    if not to_zero and (nfe < 2 or nfe % 2):
+        raise ValueError(f"Heun's method costs an even number on a grid that does not end at 0, not {nfe}")
     return (nfe + 1) // 2
 
 
 def heun(
-    denoise: Callable[[Tensor, Tensor], Tensor],
-    latents: Tensor,
+    denoise: Denoise,
+    x: Tensor,
+    grid: Grid,
     steps: int,
-    sigma_min: float,
-    sigma_max: float,
+    noise: Noise | None = None,
     S_churn: float = 0.0,
     S_min: float = 0.0,
     S_max: float = math.inf,
     S_noise: float = 1.0,
-    noise: Callable[[int], Tensor] | None = None,
 ) -> Iterator[Tensor]:
-    """Yield x, float64 (N, C, H, W), at sigma_max and after each of `steps` steps; the last is the sample.
+    """Yield x, float64 (N, C, H, W), as given and after each of `steps` steps; the last is the sample.
 
-    `denoise(x, sigma)` is D; `latents` (N, C, H, W) are standard normal. With `S_churn` above 0, noise is added
-    between the levels S_min and S_max before a step: `noise(i)` gives the unit noise of step i.
+    With `S_churn` above 0, noise is added between the levels S_min and S_max before a step.
     """
-    sigmas = karras_sigmas(steps, sigma_min, sigma_max).to(latents.device)
-    x = latents.double() * sigmas[0]
+    sigmas = grid.levels(steps).double().to(x.device)
+    x = x.double()
     yield x
     for i, (sigma, sigma_next) in enumerate(itertools.pairwise(sigmas)):
         if S_churn > 0 and S_min <= sigma <= S_max:
@@ -55,8 +47,14 @@ def heun(
             sigma_hat = sigma
         d = (x - denoise(x, sigma_hat).double()) / sigma_hat
         x_next = x + (sigma_next - sigma_hat) * d
-        if i < steps - 1:  # at sigma 0 the slope is undefined: the last step is Euler's
+        if sigma_next > 0:  # at sigma 0 the slope is undefined: the last step is Euler's
             d_next = (x_next - denoise(x_next, sigma_next).double()) / sigma_next
             x_next = x + (sigma_next - sigma_hat) * (d + d_next) / 2
         x = x_next
         yield x
+
+
+HEUN = Sampler(
+    "Heun", heun, heun_steps,
+    options={"S_churn": (0, 1000), "S_min": (0, 1000), "S_max": (0, math.inf), "S_noise": (0.5, 2)},
+)  # fmt: skip

@@ -1,0 +1,1 @@
+"""How samples are judged: features, and distances of sets of them."""

@@ -1,0 +1,1 @@
+"""What makes the study repeatable: pipeline, notebooks, verification, plans."""

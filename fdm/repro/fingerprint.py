@@ -1,0 +1,310 @@
+"""A fingerprint of what the code computes: hashes of weights, samples, features and scores, in every configuration.
+
+A few steps of training with every model and option, an interruption among them; every sampler with its options;
+features and scores, also of sets above the limits. Where a result may be reused, two versions of the source must give
+the same bits on one machine: see `fdm.repro.accept`. Bits are never compared across machines.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import json
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pandas as pd
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from fdm.data import sources
+from fdm.data.datasets import Dataset
+from fdm.files import digest, relative, write_json
+from fdm.metrics import distances, features
+from fdm.model import checkpoints
+from fdm.model.denoiser import Denoiser
+from fdm.params import SNAPSHOTS, snapshot_name
+from fdm.samplers import SAMPLERS
+from fdm.study import agreement, closure, measure, profiles, runs
+from fdm.study.profiles import Profile
+from fdm.tasks import generation
+from fdm.training import loop, state
+
+STEPS, BATCH = 8, 32
+# Every kernel, multiplier and tau of every framework; warm-ups that are over after half of the steps.
+CELLS = {
+    "vp-baseline": {"framework": "vp", "kernel": "baseline"},
+    "vp-fdm": {"framework": "vp", "kernel": "fdm", "multiplier": 2.0, "warmup_steps": 4},
+    "vp-fdm-time": {"framework": "vp", "kernel": "fdm", "multiplier": 2.0, "tau": "time"},
+    "ve-baseline": {"framework": "ve", "kernel": "baseline", "warmup_steps": 4},
+    "ve-fdm": {"framework": "ve", "kernel": "fdm", "multiplier": 2.0, "warmup_steps": 4},
+    "ve-fdm-derived": {"framework": "ve", "kernel": "fdm", "multiplier": 2.0, "ve_multiplier": "as derived"},
+    "ve-fdm-time": {"framework": "ve", "kernel": "fdm", "multiplier": 2.0, "tau": "time"},
+    "edm-baseline": {"framework": "edm", "kernel": "baseline"},
+    "edm-fdm": {"framework": "edm", "kernel": "fdm", "multiplier": 2.0, "warmup_steps": 4},
+    "edm-fdm-tuned": {"framework": "edm", "kernel": "fdm", "source": "finetune", "start": "edm-baseline"},
+    "edm-baseline-exact": {"framework": "edm", "kernel": "baseline", "source": "analytic"},
+}
+PARTS = ("training", "sampler", "scoring")
+SCORED = ("vp-fdm", "edm-baseline", "edm-baseline-exact")
+
+
+def hash_of(*tensors: Tensor) -> str:
+    """Hash of the bits of some tensors, 12 hexadecimal digits."""
+    h = hashlib.sha256()
+    for tensor in tensors:
+        h.update(tensor.detach().contiguous().numpy().tobytes())
+    return h.hexdigest()[:12]
+
+
+def probe(augment: float, dropout: float, accumulation: int) -> Profile:
+    """A profile on the digits with a few steps, and schedules that are as short."""
+    step = BATCH / 1000
+    settings: list[dict[str, Any]] = [
+        {"sampler": "heun", "nfe": [5], "duration": [*SNAPSHOTS]},
+        {"sampler": "heun", "nfe": [11]},
+        {"sampler": "dpm-solver++", "nfe": [5, 11]},
+        {"sampler": "heun", "nfe": [5], "sigma_max": [20.0, "own"], "cells": ["vp-fdm"]},
+        {"sampler": "heun", "nfe": [5], "samples": 144, "cells": ["edm-baseline"]},
+        {"sampler": "ddim", "nfe": [4], "grid": "log-snr", "eta": 0.5, "cells": ["vp-fdm"]},
+    ]
+    values = {
+        "profile": "probe", "root": ".", "params_file": "params.yaml", "threads": 1, "conclusions": "05_ablations",
+        "seeds": [0], "cells": CELLS, "dataset": {"name": "digits", "resolution": 8, "conditional": True},
+        "network": {"model_channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4],
+                    "dropout": dropout},
+        "training": {"budget_kimg": STEPS * step, "batch": BATCH, "lr": 3e-3, "lr_ramp_kimg": STEPS * step / 2,
+                     "ema_halflife_kimg": 0.1, "ema_ramp": 0.5, "augment": augment, "log_kimg": 2 * step,
+                     "state_kimg": 2 * step, "accumulation": accumulation},
+        "evaluation": {"extractor": "efficientnet-lite0", "reference": "half", "samples": 48, "batch": 32,
+                       "settings": settings},
+    }  # fmt: skip
+    return Profile.model_validate(values)
+
+
+class _Interrupted(Exception):
+    """Raised to stop a training, which then has to resume."""
+
+
+def _of_training(folder: Path, dataset: Dataset) -> Iterator[tuple[str, str]]:
+    """Weights at every snapshot and the losses; with augmentation, dropout and accumulation also of a resumed run."""
+    for variant, profile in {"plain": probe(0.0, 0.0, 1), "augmented": probe(0.5, 0.1, 2)}.items():
+        for name, run in profile.trained.items():
+            training = runs.training_of(profile, name, dataset)
+            if training.start:
+                start = folder / variant / str(runs.parent_of(profile, name)) / "c" / training.start.name
+                training = training._replace(start=start)
+            place = folder / variant / name
+            args = (training, dataset, place / "c", place / "l", folder / "work", "cpu")
+            if variant == "augmented":
+                left = [5 * BATCH]
+
+                def stop(n: int, left: list[int] = left) -> None:
+                    left[0] -= n
+                    if left[0] <= 0:
+                        raise _Interrupted
+
+                with contextlib.suppress(_Interrupted):
+                    loop.train(*args, stop)
+            done = loop.train(*args, (lambda n: None) if variant == "augmented" else None)
+            for advance in (None, lambda n: None):
+                assert loop.train(*args, advance) == done  # as it is there
+            parts = [
+                tensor for share in SNAPSHOTS
+                for _, tensor in sorted(load_file(place / "c" / snapshot_name(share)).items())
+            ]  # fmt: skip
+            if name == "vp-fdm-0":
+                yield f"training: launched {variant}", _launched(training, dataset, folder / "launched" / variant)
+            losses = torch.tensor([row["loss"] for row in done["history"]], dtype=torch.float64)
+            yield f"training: {variant} {run.cell}", hash_of(*parts, losses)
+
+
+def _launched(training: loop.Training, dataset: Dataset, work: Path) -> str:
+    """Weights of a training in processes that were launched elsewhere: one that is not the first, then the first."""
+    for first in (False, False, True):
+        home = loop.train_launched(training, dataset, work, "cpu", first)
+    (home / state.FINISHED).unlink()  # what the first does when there is no other
+    loop.train_launched(training, dataset, work, "cpu", True)
+    (work / "c").mkdir()
+    (work / "c" / "stale").touch()
+    loop.train(training, dataset, work / "c", work / "l", work)  # which takes what they have left
+    return hash_of(*(tensor for _, tensor in sorted(load_file(work / "c" / snapshot_name(1.0)).items())))
+
+
+def _of_state(folder: Path) -> Iterator[tuple[str, str]]:
+    """What a folder of state is found to hold: leftovers, a damaged state, a log of another training, a lock."""
+    home, logs = folder / "home", folder / "logs"
+    home.mkdir()
+    logs.mkdir()
+    found: list[Any] = [state.is_finished(home), state.finished(logs, home), state.newest(home, warn=True) is None]
+    (home / ".state.part").touch()
+    (logs / state.FINISHED).write_text('{"home": "another"}')
+    states = [state.save(home, {"step": step}, None) for step in (1, 2)]
+    path = state.save(home, {"step": 3}, states[-1])
+    path.write_bytes(b"damaged")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        newest = [state.newest(home, warn) for warn in (True, False)]
+    found += [newest == [states[-1]] * 2, state.is_finished(home), state.finished(logs, home), len([*home.iterdir()])]
+    (logs / state.FINISHED).write_text(json.dumps({"home": home.name}))
+    for share in SNAPSHOTS:
+        (home / snapshot_name(share)).touch()
+    (home / state.FINISHED).touch()
+    found += [state.is_finished(home), state.finished(logs, home), state.has_snapshots(home)]
+    with state.alone(home, "a run"):
+        waiting = threading.Thread(target=lambda: found.append(_enter(home)))
+        waiting.start()
+        time.sleep(0.3)
+    waiting.join()
+    yield "training: state", digest(found)
+
+
+def _enter(home: Path) -> str:
+    with state.alone(home, "a run"):
+        return "entered"
+
+
+def _denoiser(profile: Profile, name: str, dataset: Dataset) -> Denoiser:
+    """An untrained network in which every weight matters; the last weights of a fresh one are 0."""
+    torch.manual_seed(7)
+    denoiser = checkpoints.build(runs.specify(profile, name, dataset))
+    with torch.no_grad():
+        for weight in denoiser.parameters():
+            weight.add_(torch.randn_like(weight), alpha=0.02)
+    return denoiser.eval().requires_grad_(False)
+
+
+def _of_samplers(dataset: Dataset) -> Iterator[tuple[str, str]]:
+    """All x along the way, for every sampler, on every grid, with each option at both ends of its range."""
+    profile, seeds = probe(0.0, 0.0, 1), range(4)
+    for cell in ("vp-fdm", "edm-baseline", "ve-fdm"):
+        denoiser = _denoiser(profile, f"{cell}-0", dataset)
+        for name, entry in SAMPLERS.items():
+            for nfe in (2, 3, 4, 5, 6, 7, 13, 15):
+                try:
+                    entry.steps(nfe, entry.to_zero)
+                except ValueError:
+                    continue
+                path = list(generation.trajectory(denoiser, seeds, name, nfe))
+                yield f"sampler {name}: {cell} {nfe}", hash_of(*path)
+            for option, (low, high) in entry.options.items():
+                for value in (low, min(high, 1e3)):
+                    # Heun's options count while there is churn.
+                    others: dict[str, Any] = (
+                        {"S_churn": 2.0} if "S_churn" in entry.options and option != "S_churn" else {}
+                    )
+                    path = list(generation.trajectory(denoiser, seeds, name, 7, **{**others, option: value}))
+                    yield f"sampler {name}: {cell} {option} {value:g}", hash_of(*path)
+    for grid in generation.GRIDS:
+        path = list(generation.trajectory(denoiser, seeds, "ddim", 5, grid=grid, to_zero=False))
+        yield f"sampler ddim: grid {grid}", hash_of(*path)
+
+
+def _of_scoring(folder: Path, dataset: Dataset) -> Iterator[tuple[str, str]]:
+    """Latents, features, the floor, scores of whole evaluations, and of sets above the limits."""
+    profile = probe(0.0, 0.0, 1)
+    yield "scoring: latents", hash_of(*generation.draw_latents(range(4), dataset.shape, dataset.classes))
+    with mock.patch.object(Profile, "build", folder), mock.patch.object(measure, "CALIBRATIONS", 2):
+        measure.make_reference(profile, dataset, profile.reference_file)
+        _, everything, made_by = measure.load_reference(profile, profile.reference_file)
+        yield "scoring: features", hash_of(everything)
+        floor = measure.calibrate(profile, everything, made_by)
+        columns = ["value", "low", "high", "n", "n_reference"]
+        yield "scoring: floor", hash_of(torch.tensor(floor[columns].to_numpy(float)))
+        for cell in SCORED:
+            name = f"{cell}-0"
+            if name in profile.trained:
+                description = runs.specify(profile, name, dataset)
+                for share in SNAPSHOTS:
+                    path = profile.checkpoints(name) / snapshot_name(share)
+                    checkpoints.save(path, _denoiser(profile, name, dataset), description | {"images": 1})
+                (profile.checkpoints(name) / checkpoints.EXPERIMENT).write_text('{"experiment": "probe"}')
+            rows = measure.evaluate(
+                profile, name, dataset, runs.expected(profile, name, dataset), "cpu", lambda n: None
+            )
+            numbers = rows[["value", "low", "high", "n", "latents", "reference", "sigma_max"]].fillna(-1)
+            yield f"scoring: {cell}", hash_of(torch.tensor(numbers.to_numpy(float)))
+            measure.pictures(profile, name, dataset, folder / "pictures.safetensors")
+            kept = load_file(folder / "pictures.safetensors")
+            yield f"scoring: pictures {cell}", hash_of(kept["grid"], kept["trajectory"])
+    with mock.patch.object(distances, "LIMIT", 20):
+        rows_above = distances.score(everything[:40], everything[40:90], "FD")
+        yield (
+            "scoring: above the limit",
+            hash_of(torch.tensor([row["value"] for row in rows_above], dtype=torch.float64)),
+        )
+    colour = dataset.images[:8].expand(-1, 3, -1, -1)
+    yield "scoring: colour", hash_of(features.extractor("efficientnet-lite0")[0](colour))
+
+
+def fingerprint(only: Sequence[str] = PARTS) -> dict[str, str]:
+    """Hashes by what they are of, `<closure>: <configuration>`; of all parts, or `only` of some."""
+    out: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        dataset = sources.prepare(probe(0.0, 0.0, 1).dataset, folder / "dataset.safetensors")
+        if "training" in only:
+            out |= dict(_of_training(folder, dataset)) | dict(_of_state(folder))
+        if "sampler" in only:
+            out |= dict(_of_samplers(dataset))
+        if "scoring" in only:
+            out |= dict(_of_scoring(folder, dataset))
+    return out
+
+
+def closures() -> dict[str, dict[str, Any]]:
+    """Of each closure its digest, its files, and how its hashes begin in a fingerprint."""
+    names: dict[str, list[str]] = {"training": ["training: "], "scoring": ["scoring: "]}
+    for sampler in SAMPLERS:
+        names.setdefault(closure.of_sampler(sampler), []).append(f"sampler {sampler}: ")
+    out = {}
+    for name, hashes in names.items():
+        modules = closure.CLOSURES.get(name, [name])
+        files = [relative(path) for path in closure.modules(*modules).values()]
+        out[name] = {"digest": closure.digest(*modules), "files": files, "hashes": hashes}
+    return out
+
+
+def sentinel(name: str) -> dict[str, Any]:
+    """Train a run of the default profile whole, and score it: hashes of its weights, and its measurements.
+
+    `weights` are by the share of the training, `measured` values with ten digits by what was measured.
+    """
+    profile = profiles.load("params.yaml")
+    with tempfile.TemporaryDirectory() as temporary, mock.patch.object(Profile, "build", Path(temporary)):
+        dataset = sources.prepare(profile.dataset, profile.dataset_file)
+        training = runs.training_of(profile, name, dataset)
+        loop.train(training, dataset, profile.checkpoints(name), profile.logs(name), Path(temporary) / "work")
+        measure.make_reference(profile, dataset, profile.reference_file)
+        wanted = runs.expected(profile, name, dataset)
+        rows = agreement.read_back(measure.evaluate(profile, name, dataset, wanted))
+        weights = measure.weights_of(profile, name, dataset, profile.checkpoints(name))
+    return {"weights": {f"{share:g}": key[:12] for share, key in weights.items()}, "measured": measured(rows)}
+
+
+def measured(rows: pd.DataFrame) -> dict[str, float]:
+    """Values of measurements by what was measured."""
+    keys = rows[[*agreement.KEY]].astype(str).agg(", ".join, axis=1)
+    return dict(zip(keys, rows["value"].tolist(), strict=True))
+
+
+def main() -> None:
+    """Write the fingerprint, or what a whole run gives, to a JSON file."""
+    parser = argparse.ArgumentParser(prog="python -m fdm.repro.fingerprint", description=main.__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="the file")
+    parser.add_argument("--only", nargs="*", default=PARTS, choices=PARTS, help="what it is of (all)")
+    parser.add_argument("--run", help="a run of the default profile, trained and scored whole, instead")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    told = sentinel(args.run) if args.run else {"closures": closures(), "hashes": fingerprint(args.only)}
+    write_json(args.out, told)
+
+
+if __name__ == "__main__":
+    main()

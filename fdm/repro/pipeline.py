@@ -1,0 +1,174 @@
+"""dvc.yaml of a profile, written from one table of stages.
+
+A stage depends on its code through one file, build/<profile>/code/<stage>.txt, which the stage `code` writes: the
+hashes of all modules that shape its result, and a notebook's code cells. No list is kept by hand.
+
+What a lock records is the same on every machine that agrees: data, names of experiments, and results on record. Trained
+weights and features have other bits on every machine. So .dvcignore leaves them out, and experiment.json beside them
+names what shapes them.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fdm.files import root, write_text
+from fdm.repro import notebooks
+from fdm.study import closure
+from fdm.study.measurements import MODELS, label
+from fdm.study.profiles import Profile
+
+# Modules whose imports decide what a stage computes; of a notebook those that it imports itself.
+CODE = {"prepare": ["data.sources"], "fetch": ["model.released"], "publish": ["repro.notebooks"]}
+# What takes long depends on what its source is proven to be equal to: see `closure.identity`. 02 and 03 only show what
+# they have trained and scored, and better pictures must retrain nothing.
+PROVEN = {"02_train": "training", "reference": "scoring", "03_evaluate": "scoring"}
+HEAD = "# Written by python -m fdm pipeline from the table of stages in fdm/repro/pipeline.py; a test checks it.\n"
+
+
+def books(profile: Profile) -> list[str]:
+    """The notebooks of a profile, in the order of their stages."""
+    first = ["01_kernel", "06_published_code"] if profile.conclusions == "04_tables" else []
+    return [*first, *(["02_train"] if profile.trained else []), "03_evaluate", profile.conclusions]
+
+
+def code(profile: Profile, stage: str) -> str:
+    """What build/<profile>/code/<stage>.txt says: a notebook's code cells, and the modules behind the stage."""
+    cells = ""
+    if stage in books(profile):
+        cells = notebooks.code(notebooks.read(root() / "notebooks" / f"{stage}.ipynb")) + "\n# %% modules\n"
+    if stage not in PROVEN:
+        return cells + closure.listing(*CODE.get(stage, closure.imported(cells)), apart=())
+    names = [PROVEN[stage]]
+    if stage == "03_evaluate":
+        names += sorted({closure.of_sampler(each.sampler) for each in profile.evaluation.settings})
+    return cells + "".join(f"{closure.identity(name)}  {name}\n" for name in names)
+
+
+def stages(profile: Profile) -> dict[str, dict[str, Any]]:
+    """The stages of a profile by name, as dvc.yaml has them."""
+    file, name = profile.params_file, profile.profile
+    build, results = f"build/{name}", f"results/{name}"
+    models = ["seeds", "cells"]
+
+    def stage(desc: str, cmd: str, code: str, deps: list[str], params: list[str], outs: list[str]) -> dict[str, Any]:
+        # Outputs stay where they are while a stage runs, so that one that fails loses nothing.
+        kept = [{out: {"persist": True} if out == dataset else {"cache": False, "persist": True}} for out in outs]
+        out = {"desc": desc, "wdir": profile.root, "cmd": f"python -m fdm {cmd} --params {file}"}
+        return out | {
+            "deps": [f"{build}/code/{code}.txt", *deps], **({"params": [{file: params}]} if params else {}),
+            "outs": kept,
+        }  # fmt: skip
+
+    def notebook(desc: str, book: str, deps: list[str], params: list[str], outs: list[str]) -> dict[str, Any]:
+        return stage(desc, f"notebook {book}", book, deps, params, [f"{build}/notebooks/{book}.ipynb", *outs])
+
+    fetched = any(cell.source == "fetch" for cell in profile.cells.values())
+    dataset, checkpoints, features = f"{build}/dataset.safetensors", f"{build}/checkpoints", f"{build}/reference"
+    measured = [f"{results}/calibration.csv", f"{results}/runs", "results/published"]
+    figures, networks = f"{results}/figures", [f"{results}/networks"] if profile.keep_networks else []
+    every = {
+        "kernel": notebook("The momentum process and its critically damped solution.", "01_kernel", [], [],
+                           [f"{figures}/01_kernel"]),
+        "published": notebook("Where the paper, its published code and its tables disagree.", "06_published_code",
+                              ["results/published"], [], [f"{figures}/06_published_code"]),
+        "prepare": stage("The data set, as one checksummed file.", "prepare", "prepare", [], ["dataset"], [dataset]),
+        "reference": stage("Features of the real images, and the floor of each metric, real against real.",
+                           "reference", "reference", [dataset], ["evaluation", "threads"],
+                           [features, f"{results}/calibration.csv"]),
+        "fetch": stage("The published networks, imported.", "fetch", "fetch", [], models, [checkpoints]),
+        "train": notebook("Every model, with checkpoints at each quarter of the budget; those that are there are kept.",
+                          "02_train", [dataset], ["dataset", "network", "training", "threads", *models],
+                          [checkpoints, f"{results}/training"]),
+        "evaluate": notebook("Samples of every model, scored; what was measured before is remembered.", "03_evaluate",
+                             [dataset, features, *([checkpoints] if profile.trained or fetched else []),
+                              f"{results}/calibration.csv"],
+                             ["dataset", "evaluation", "threads", *models],
+                             [f"{results}/runs", *networks]),
+        "tables": notebook("The paper's tables 1 to 3, figures and verdicts, from the measurements.", "04_tables",
+                           [*measured, *([f"{results}/training"] if profile.trained else [])],
+                           ["dataset", "evaluation", *models],
+                           [f"{results}/measurements.csv", f"{results}/tables", f"{results}/claims.json",
+                            f"{figures}/04_tables", f"{results}/metrics.json", f"{results}/plots"]),
+        "ablations": notebook("Effects with intervals, costs, noise, the verdicts and the report.", "05_ablations",
+                              ["notebooks/05_report.md", *measured],
+                              ["dataset", "network", "training", "evaluation", *models],
+                              [f"{results}/measurements.csv", f"{results}/tables", f"{results}/claims.json",
+                               f"{results}/REPORT.md", f"{figures}/05_ablations"]),
+    }  # fmt: skip
+    shown = {"kernel": "01_kernel", "published": "06_published_code", "train": "02_train", "evaluate": "03_evaluate",
+             "tables": "04_tables", "ablations": "05_ablations", "fetch": "03_evaluate"}  # fmt: skip
+    wanted = {
+        key: each for key, each in every.items()
+        if key not in shown or (shown[key] in books(profile) and (key != "fetch" or fetched))
+    }  # fmt: skip
+    if "tables" in wanted:  # what dvc metrics and dvc plots show
+        outs = {next(iter(out)): out for out in wanted["tables"].pop("outs")}
+        wanted["tables"] |= {
+            "metrics": [outs.pop(f"{results}/metrics.json")], "plots": [outs.pop(f"{results}/plots")],
+            "outs": [*outs.values()],
+        }  # fmt: skip
+    first = {
+        "desc": "The source behind each of the other stages, by hash; checks the parameters first.",
+        "wdir": profile.root, "cmd": f"python -m fdm code --params {file}",
+        "deps": ["fdm", "notebooks", "results/accepted.csv"], "params": [{file: None}],
+        "outs": [{f"{build}/code": {"cache": False}}],
+    }  # fmt: skip
+    last = stage("The executed notebooks with their present prose.", "publish", "publish",
+                 [f"{build}/notebooks", *(f"notebooks/{book}.ipynb" for book in books(profile))], [],
+                 [f"{results}/notebooks"])  # fmt: skip
+    return {"code": first, **wanted, "publish": last}
+
+
+def coded(profile: Profile) -> list[str]:
+    """The stages and notebooks whose code has a file of its own."""
+    others = ["prepare", "reference", *(["fetch"] if "fetch" in stages(profile) else []), "publish"]
+    return [*others, *books(profile)]
+
+
+def _plots(profile: Profile) -> list[dict[str, Any]]:
+    """Curves that dvc plots show draws, one line a model."""
+    folder = f"{profile.root}/results/{profile.profile}/plots".removeprefix("./")
+    models = {(cell.framework, cell.kernel) for cell in profile.cells.values() if cell.source != "analytic"}
+    names = [label(*model) for model in MODELS if model in models]
+    distance, images = "Frechet distance", "training images (thousands)"
+    curves = [
+        ("Quality against training", "quality_by_duration", "kimg", images, distance, [*names, "Real"]),
+        ("Quality against NFE", "quality_by_nfe", "nfe", "network evaluations a sample", distance, [*names, "Real"]),
+        ("Training loss", "loss", "kimg", images, "weighted squared error a pixel", names),
+    ]
+    return [
+        {title: {"x": x, "y": {f"{folder}/{file}.csv": columns}, "x_label": label, "y_label": y}}
+        for title, file, x, label, y, columns in curves
+        if profile.trained or file != "loss"
+    ]
+
+
+def text(profile: Profile) -> str:
+    """dvc.yaml of a profile."""
+    content: dict[str, Any] = {"stages": stages(profile)}
+    if "tables" in content["stages"]:
+        content["plots"] = _plots(profile)
+    return HEAD + yaml.safe_dump(content, sort_keys=False, width=120, allow_unicode=True)
+
+
+def file_of(profile: Profile) -> Path:
+    """Where a profile's dvc.yaml is."""
+    return root() / Path(profile.params_file).with_name("dvc.yaml")
+
+
+def again(profile: Profile, stages: list[str], runs: Iterable[str] = ()) -> list[str]:
+    """The commands that make results again. What was computed for `runs` is remembered, so they remove it first."""
+    file, build = file_of(profile).relative_to(root()).as_posix(), f"build/{profile.profile}"
+    folders = [place for run in runs for place in (f"{build}/checkpoints/{run}", f"{build}/scores/{run}.json")]
+    first = [f"  rm -rf {' '.join(folders)}"] if folders else []
+    return [*first, f"  dvc repro -f -s {' '.join(f'{file}:{stage}' for stage in [*stages, 'publish'])}"]
+
+
+def write(profile: Profile) -> None:
+    """Write a profile's dvc.yaml where it is not current."""
+    path = file_of(profile)
+    if not path.is_file() or path.read_text(encoding="utf-8") != text(profile):
+        write_text(path, text(profile))

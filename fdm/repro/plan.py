@@ -1,0 +1,383 @@
+"""What a profile will cost, before anything is spent: networks, FLOPs, hours, disk, and what is missing."""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import psutil
+import torch
+from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+from fdm.data import archives, datasets, downloads
+from fdm.data.datasets import Dataset
+from fdm.data.sources import SOURCES
+from fdm.files import FdmError, root
+from fdm.model import checkpoints, cost
+from fdm.model.denoiser import Denoiser
+from fdm.params import Precision
+from fdm.process.frameworks import FRAMEWORKS
+from fdm.repro import pipeline
+from fdm.study import runs
+from fdm.study.measure import settings
+from fdm.study.profiles import Profile
+from fdm.training import augmentation, processes
+from fdm.training.objectives import denoising
+
+SECONDS = 20  # that the measurement takes
+UTILISATION = 0.3  # of a GPU's peak that a training is assumed to reach
+# Dense peak in TFLOP/s and memory in GB, by the makers' data sheets.
+GPUS: dict[str, tuple[dict[str, float], int]] = {
+    "V100": ({"fp32": 15.7, "fp16": 125}, 32),
+    "A100": ({"fp32": 19.5, "tf32": 156, "bf16": 312, "fp16": 312}, 80),
+    "H100": ({"fp32": 67, "tf32": 495, "bf16": 989, "fp16": 989}, 80),
+    "RTX 4090": ({"fp32": 82.6, "tf32": 82.6, "bf16": 165, "fp16": 165}, 24),
+}
+GIB = 2**30
+
+
+class Network(NamedTuple):
+    """Size and cost of one run's network."""
+
+    parameters: int
+    flops: int  # of one evaluation of one image
+    activations: int  # bytes that one image's forward pass keeps for the backward pass, in float32
+
+    def memory(self, images: int) -> int:
+        """Bytes that training holds: weights, gradients, Adam's two moments and the average, and `images` images."""
+        return 5 * 4 * self.parameters + images * self.activations
+
+
+def dataset_of(profile: Profile) -> Dataset:
+    """The prepared data set, or an empty one of the same shape; raises FdmError when the prepared one is damaged."""
+    if profile.dataset_file.exists():
+        return datasets.load(profile.dataset_file)
+    source = SOURCES[profile.dataset.name]
+    channels, classes = source.channels, source.classes
+    side = profile.dataset.resolution
+    images, labels = torch.empty(0, channels, side, side, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
+    return Dataset(profile.dataset.name, images, labels, classes, "")
+
+
+def network(profile: Profile, name: str, dataset: Dataset) -> Network:
+    """Cost of one run's network, without allocating it."""
+    with torch.device("meta"):
+        denoiser = checkpoints.build(runs.specify(profile, name, dataset)).train()
+        x = torch.zeros(1, *denoiser.shape)
+        labels = torch.zeros(1, denoiser.classes) if denoiser.classes else None
+        kept: dict[int, torch.UntypedStorage] = {}
+        own = {parameter.untyped_storage()._cdata for parameter in denoiser.parameters()}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in own:
+                kept[storage._cdata] = storage
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            denoiser(x, torch.ones(()), labels)
+    parameters = sum(parameter.numel() for parameter in denoiser.parameters())
+    return Network(parameters, cost.flops(denoiser), sum(storage.nbytes() for storage in kept.values()))
+
+
+def networks_of(profile: Profile, dataset: Dataset) -> dict[str, Network]:
+    """Cost of each run's network; published networks have none, as they are unknown before they are fetched."""
+    of, different = dict[str, str](), dict[str, Network]()
+    for name in profile.trained:
+        of[name] = json.dumps(runs.specify(profile, name, dataset)["network"])
+        if of[name] not in different:  # an ablation has a hundred runs of two networks
+            different[of[name]] = network(profile, name, dataset)
+    return {name: different[key] for name, key in of.items()}
+
+
+def largest(networks: dict[str, Network]) -> Network | None:
+    """The network whose training takes the most memory."""
+    return max(networks.values(), key=lambda net: net.memory(1), default=None)
+
+
+def evaluations(profile: Profile, name: str) -> int:
+    """Network evaluations that the scores of one run take."""
+    return sum(setting.samples * setting.nfe for setting in settings(profile, name))
+
+
+# ----------------------------------------------------------------------------------------------- measurement
+
+
+def _rate(step: Callable[[int], None], images: int, seconds: float) -> float:
+    """Images a second of `step(n)`, in about `seconds`: n grows from 1 to `images`, as far as the time allows."""
+    n, start = 1, time.perf_counter()
+    while True:
+        began = time.perf_counter()
+        step(n)
+        took = time.perf_counter() - began
+        left = seconds - (time.perf_counter() - start)
+        if n < images and 6 * took < left:  # room for twice as many, to warm up and to measure
+            n = min(2 * n, images)
+            continue
+        times: list[float] = []
+        while not times or (left > took and len(times) < 50):
+            began = time.perf_counter()
+            step(n)
+            times.append(time.perf_counter() - began)
+            left -= times[-1]
+        return n / sorted(times)[len(times) // 2]
+
+
+def available_processes(count: int) -> int:
+    """The processes that a profile asks for, at most as many as this machine has devices or cores."""
+    there = torch.cuda.device_count() if processes.device() == "cuda" else os.cpu_count() or 1
+    return min(count, there)
+
+
+def _possible(precision: Precision, device: str) -> Precision:
+    """The precision, or fp32 where the device does not have it."""
+    try:
+        processes.require(precision, 1, device)
+    except FdmError:
+        return "fp32"
+    return precision
+
+
+def _measure(profile: Profile, dataset: Dataset, names: list[str], train: bool, device: str, path: Path) -> None:
+    """Write how many images a second all processes train on, or evaluate, with the networks of some runs."""
+    par, ev = profile.training, profile.evaluation
+    assert par is not None
+    section = par if train else ev
+    count = available_processes(section.processes)
+    accelerator = processes.accelerator(_possible(section.precision, device), count, device)
+    torch.set_num_threads(profile.threads if count == 1 else 1)
+    place, total = accelerator.device, {}
+    images = par.batch // (par.processes * par.accumulation) if train else ev.batch
+    free = free_memory(device) / (count if device == "cpu" else 1)
+    for name in names:
+        need, run = network(profile, name, dataset), profile.run(name)
+        denoiser: Denoiser = checkpoints.build(runs.specify(profile, name, dataset)).to(place)
+        denoiser = denoiser.to(memory_format=torch.channels_last).train(train)
+        adam = torch.optim.Adam(denoiser.parameters(), lr=0.0, fused=True)
+
+        def step(n: int, denoiser: Denoiser = denoiser, adam: Any = adam, run: Any = run) -> None:
+            x = torch.zeros(n, *denoiser.shape, device=place)
+            labels = torch.zeros(n, denoiser.classes, device=place) if denoiser.classes else None
+            with accelerator.autocast():
+                if not train:
+                    with torch.inference_mode():
+                        float(denoiser(x, torch.ones((), device=place), labels).sum())  # a number waits for a GPU
+                    return
+                augment = torch.zeros(n, augmentation.LABELS, device=place) if denoiser.model.augment_dim else None
+                u = FRAMEWORKS[run.framework].draw(n, torch.Generator(place).manual_seed(0))
+                loss = denoising.loss(denoiser, x, u, torch.randn_like(x), labels, augment).sum()
+            loss.backward()
+            adam.step()
+            adam.zero_grad()
+            float(loss.detach())
+
+        most = images
+        while most > 1 and need.memory(most) > 0.8 * free:
+            most //= 2
+        rate = torch.tensor(_rate(step, most, SECONDS / (2 * len(names))), device=place)
+        total[name] = float(accelerator.reduce(rate, "sum"))
+    if accelerator.is_main_process:
+        path.write_text(json.dumps(total))
+    accelerator.end_training()
+
+
+def measure(profile: Profile, dataset: Dataset, names: list[str], train: bool) -> dict[str, float]:
+    """Images a second that this machine trains on, or evaluates, with the networks of some runs; for 10 seconds."""
+    section = profile.training if train else profile.evaluation
+    assert section is not None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rates.json"
+        args = (profile, dataset, names, train, processes.device(), path)
+        processes.launch(_measure, args, available_processes(section.processes))
+        return json.loads(path.read_text())
+
+
+def free_memory(device: str) -> int:
+    """Free bytes of memory: of the GPU, or of the machine where there is no GPU."""
+    return psutil.virtual_memory().available if device == "cpu" else torch.cuda.mem_get_info()[0]
+
+
+# ------------------------------------------------------------------------------------------------- what is missing
+
+
+def missing(profile: Profile, need: Network | None) -> list[str]:
+    """What keeps the profile from running on this machine, and what it will download: one sentence each."""
+    out = []
+    par, prepared = profile.training, profile.dataset_file
+    lacking = archives.available(profile.dataset)
+    if lacking and not prepared.exists():
+        out.append(f"data: {lacking}")
+    if profile.dataset.name == "folder" and not lacking and prepared.exists():
+        source = root() / str(profile.dataset.path)
+        newest = max(path.lstat().st_mtime for path in [source, *source.rglob("*")])
+        if newest > prepared.stat().st_mtime:
+            out.append(
+                f"data: {source} has changed since it was prepared; dvc repro -f "
+                f"{Path(profile.params_file).with_name('dvc.yaml')}:prepare reads it again"
+            )
+    if profile.evaluation.extractor == "inception-v3-compat":
+        name = Path(URL_INCEPTION_V3).name
+        if not any((f / name).exists() for f in (root() / "downloads", Path(torch.hub.get_dir()) / "checkpoints")):
+            out.append(f"weights: {name} will be downloaded from {URL_INCEPTION_V3}, or put it into downloads/")
+    for run in profile.runs.values():
+        if run.checkpoint and not downloads.place(run.checkpoint.url).exists():
+            out.append(f"network: {downloads.place(run.checkpoint.url).name} will be downloaded")
+    device = processes.device()
+    for section, count in ((par, par.processes if par else 1), (profile.evaluation, 1)):
+        if section is not None:
+            try:
+                processes.require(section.precision, count, device)
+            except FdmError as error:
+                out.append(str(error).rstrip("."))
+    if par and par.compile and device == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
+        out.append("compiler: training.compile needs a C++ compiler, g++ or clang++")
+    if par and need:
+        share = par.batch // (par.processes * par.accumulation)
+        wanted = need.memory(share) * (par.processes if device == "cpu" else 1)
+        free = free_memory(device)
+        if wanted > free:
+            out.append(
+                f"memory: training takes up to {wanted / GIB:.0f} GiB, and {free / GIB:.0f} are free; raise "
+                "training.accumulation"
+            )
+        if disk(profile, need) > shutil.disk_usage(root()).free:
+            out.append(f"disk: about {disk(profile, need) / GIB:.1f} GiB are needed in {root()}, and fewer are free")
+    return list(dict.fromkeys(out))
+
+
+def disk(profile: Profile, need: Network | None) -> int:
+    """Bytes on disk: data set, features and networks (twice, as DVC keeps a copy), the states of a training, and the
+    archives whose size is known."""
+    dataset = dataset_of(profile)
+    count = len(dataset.images) or SOURCES[profile.dataset.name].size
+    images = count * dataset.shape[0] * profile.dataset.resolution**2
+    features = count * 4 * (2048 if profile.evaluation.extractor == "inception-v3-compat" else 320)
+    weights = 4 * need.parameters if need else 0
+    # A state holds weights, average and two moments; there are two, a third while it is written, and the checkpoints.
+    states = (3 * 4 + 4) * weights
+    archives_size = sum(archive.size or 0 for archive in SOURCES[profile.dataset.name].archives)
+    released = pd.read_csv(root() / "results" / "published" / "releases.csv").set_index("file")["megabytes"] * 1e6
+    names = [downloads.place(run.checkpoint.url).name for run in profile.runs.values() if run.checkpoint]
+    networks = sum(float(released.get(name, 0)) for name in names)
+    return int(2 * (images + features + 4 * len(profile.runs) * weights) + states + archives_size + 3 * networks)
+
+
+def stages(profile: Profile) -> list[str]:
+    """Stages that dvc repro would run: all where nothing was computed yet; raises FdmError if DVC cannot tell."""
+    if not (profile.build / "code").is_dir():
+        return list(pipeline.stages(profile))
+    pipeline.write(profile)
+    command = [sys.executable, "-m", "dvc", "repro", "--dry", str(pipeline.file_of(profile))]
+    done = subprocess.run(command, cwd=root(), capture_output=True, text=True)
+    if done.returncode:
+        raise FdmError(f"DVC cannot tell what there is to run: {' '.join(done.stderr.split()) or 'run dvc status'}")
+    lines = [line for line in done.stdout.splitlines() if line.startswith("Running stage ")]
+    return [line.split("'")[1].rpartition(":")[2] for line in lines]
+
+
+# --------------------------------------------------------------------------------------------------------- report
+
+
+def hours(seconds: float) -> str:
+    """A duration for people: 40 s, 12 min, 3.5 h, 20 days."""
+    for limit, unit, size in ((100, "s", 1), (6000, "min", 60), (100 * 3600, "h", 3600)):
+        if seconds < limit:
+            return f"{seconds / size:.0f} {unit}" if unit != "h" else f"{seconds / size:.1f} h"
+    return f"{seconds / 86400:,.0f} days"
+
+
+def _bill(profile: Profile, dataset: Dataset, networks: dict[str, Network]) -> list[str]:
+    """Lines on what training and scoring the networks costs: measured here, reckoned for GPUs."""
+    par, ev = profile.training, profile.evaluation
+    assert par is not None
+    images = math.ceil(par.budget_kimg * 1000 / par.batch) * par.batch
+    work = [0.0, 0.0]
+    for name, net in networks.items():
+        work[0] += net.flops * cost.TRAINING * images
+        work[1] += net.flops * evaluations(profile, name)
+    # One measurement serves runs of one network.
+    first: dict[Network, str] = {}
+    for name, net in networks.items():
+        first.setdefault(net, name)
+    print(f"Measuring this machine for about {SECONDS} seconds ...", file=sys.stderr)
+    trained, evaluated = (measure(profile, dataset, list(first.values()), train) for train in (True, False))
+    rows = []
+    total = [0.0, 0.0]
+    for name in dict.fromkeys(run.cell for run in profile.trained.values()):
+        alike = profile.runs_of(name)
+        net, every = networks[alike[0]], evaluations(profile, alike[0])
+        rate = trained[first[net]], evaluated[first[net]]
+        costs = images / rate[0], every / rate[1]
+        total = [a + len(alike) * b for a, b in zip(total, costs, strict=True)]
+        rows.append({
+            "cell": f"{name}, {len(alike)} times" if len(alike) > 1 else name,
+            "parameters": f"{net.parameters:,}", "GFLOP an image": f"{net.flops / 1e9:.3g}",
+            "images": f"{images:,}", "images/s": f"{rate[0]:.3g}", "training": hours(costs[0]),
+            "evaluations": f"{every:,}", "evaluations/s": f"{rate[1]:.3g}", "scoring": hours(costs[1]),
+        })  # fmt: skip
+    counts = [available_processes(section.processes) for section in (par, ev)]
+    lines = [
+        "", pd.DataFrame(rows).to_string(index=False), "",
+        f"On this machine ({processes.device()}; {counts[0]} and {counts[1]} processes, without torch.compile): "
+        f"training {hours(total[0])}, scoring {hours(total[1])} at least, together {hours(sum(total))}.",
+    ]  # fmt: skip
+    if (n := runs.at_once(profile, max(par.processes, ev.processes))) > 1:
+        lines[-1] += f" {n} runs are computed at once, which takes {hours(sum(total) / n)} if cores share nothing."
+    step = cost.TRAINING * max(net.flops for net in networks.values()) * par.batch
+    lines += [
+        "", f"On GPUs: {work[0]:.2g} FLOPs to train in {par.precision}, {work[1]:.2g} to score in {ev.precision}, "
+        f"at {UTILISATION:.0%} of the peak (assumed; a step is {step / 1e12:.2g} TFLOP, and small ones reach less):"
+    ]  # fmt: skip
+    share = par.batch // (par.processes * par.accumulation)
+    need = max(net.memory(share) for net in networks.values())
+    table = []
+    for gpu, (peaks, memory) in GPUS.items():
+        if par.precision not in peaks:
+            continue
+        peak = peaks[par.precision], peaks.get(ev.precision, peaks["fp32"])
+        seconds = sum(w / (UTILISATION * p * 1e12) for w, p in zip(work, peak, strict=True))
+        fits = "yes" if need < memory * 1e9 else f"no, {need / GIB:.0f} GiB: more processes or accumulation"
+        table.append(
+            {"GPU": gpu, "one": hours(seconds), "eight of them": hours(seconds / 8), f"{share} images fit": fits}
+        )
+    lines += [pd.DataFrame(table).to_string(index=False)]
+    lines += [
+        "",
+        f"Memory of one training process: up to {need / GIB:.2g} GiB beside PyTorch, {share} images at a time.",
+    ]
+    return lines
+
+
+def report(profile: Profile) -> str:
+    """The plan as text. It measures for about 20 seconds, and trains nothing."""
+    dataset, ev = dataset_of(profile), profile.evaluation
+    networks = networks_of(profile, dataset)
+    todo = stages(profile)
+    lines = [
+        f"Profile {profile.profile}: {len(profile.runs)} runs on {profile.dataset.name} "
+        f"({profile.dataset.resolution}x{profile.dataset.resolution}).",
+        "",
+        f"Stages to run: {', '.join(todo) if todo else 'none, all results are there'}.",
+    ]
+    if not networks:
+        lines += [
+            "", "The networks are published ones: their sizes are known once they are fetched. "
+            f"Scoring takes {evaluations(profile, next(iter(profile.runs))):,} evaluations a run ({ev.samples:,} "
+            "samples a setting)."
+        ]  # fmt: skip
+    else:
+        lines += _bill(profile, dataset, networks)
+    lines += [f"Disk: about {disk(profile, largest(networks)) / GIB:.2g} GiB, with DVC's copies."]
+    gaps = missing(profile, largest(networks))
+    later = [gap for gap in gaps if "will be downloaded" in gap]
+    lines += ["", *(f"To be downloaded: {gap}." for gap in later)]
+    lines += [f"Missing here: {gap}." for gap in gaps if gap not in later] or ["Nothing is missing here."]
+    return "\n".join(lines)

@@ -1,0 +1,51 @@
+"""What a sampler is: an algorithm for dx/dsigma = (x - D(x; sigma)) / sigma that gets grid and noise from outside."""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+Denoise = Callable[[Tensor, Tensor], Tensor]  # D(x; sigma) for sigma () or (N,)
+Noise = Callable[[int], Tensor]  # unit noise of step i, of the shape of x, by the samples' own seeds
+
+
+class Sampler(NamedTuple):
+    """An entry of the registry.
+
+    `sample(D, x, grid, steps, noise, **options)` yields x, float64 (N, C, H, W): as it is given, at the grid's highest
+    level, and after each step. `steps(nfe, to_zero)` is the number of steps that cost `nfe` evaluations, on a grid that
+    ends at zero noise or at its lowest level; it raises ValueError where there is none.
+    """
+
+    label: str  # for tables and figures
+    sample: Callable[..., Iterator[Tensor]]
+    steps: Callable[[int, bool], int]
+    grid: str = "karras"  # the usual one, by its name in `grids.GRIDS`
+    to_zero: bool = True  # whether the usual grid ends at zero noise
+    options: Mapping[str, tuple[float, float]] = {}  # names and allowed ranges of what may be varied
+
+    def check(self, options: Mapping[str, Any]) -> None:
+        """Raise ValueError for an option that the sampler does not have, or a value outside of its range."""
+        for name, value in options.items():
+            if name not in self.options:
+                known = ", ".join(self.options) or "none"
+                raise ValueError(f"{name} is no option of {self.label}; it has {known}")
+            low, high = self.options[name]
+            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+                raise ValueError(f"{name}: {value!r} is not allowed for {self.label}; it must be {low:g} to {high:g}")
+
+    def named(self, options: Mapping[str, float]) -> str:
+        """The label with its options: DDIM, eta = 0.5."""
+        return ", ".join([self.label, *(f"{name} = {value:g}" for name, value in sorted(options.items()))])
+
+    def default(self, option: str) -> float:
+        """The value of an option that is not given."""
+        return inspect.signature(self.sample).parameters[option].default
+
+
+def one_a_step(nfe: int, to_zero: bool) -> int:
+    """Steps of a sampler that evaluates D once a step."""
+    if nfe < 1:
+        raise ValueError(f"at least 1 evaluation is needed, and {nfe} was asked for")
+    return nfe

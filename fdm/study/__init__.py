@@ -1,0 +1,1 @@
+"""This study: its profiles, runs, measurements, claims, tables and figures."""

@@ -1,0 +1,302 @@
+"""One visual language: colour and marker tell the framework, line and fill the kernel.
+
+The colours are Okabe and Ito's, which colour-blind readers can tell apart; markers and dashes tell the same in grey.
+"""
+
+import functools
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fdm.files import replace, write_json
+from fdm.study import agreement
+from fdm.study.measurements import MODELS, USUAL, frechet, label, select
+from fdm.study.tables import sampler_label
+
+COLOUR = {"vp": "#0072B2", "ve": "#D55E00", "edm": "#009E73"}
+MARKER = {"vp": "o", "ve": "s", "edm": "^"}
+GREY = "#666666"
+
+
+def use_style() -> None:
+    """Set the style for all figures, and make equal figures equal bytes."""
+    sns.set_theme(context="notebook", style="ticks", font_scale=0.85)
+    matplotlib.rcParams.update(
+        {
+            "svg.hashsalt": "fdm",
+            "svg.fonttype": "path",
+            "figure.dpi": 100,
+            "savefig.dpi": 150,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "grid.alpha": 0.25,
+            "legend.frameon": False,
+        }
+    )
+
+
+def save(figure: Figure, folder: Path, name: str, data: list[str]) -> None:
+    """Write <name>.svg and <name>.png without dates; a figure that looks as the one on record is left as it is.
+
+    `data` are the files that it shows, relative to the profile's results, or from the root where they begin with
+    results/; none where it is drawn from formulas alone. figures.json in the folder tells them of each figure.
+    """
+    manifest = folder / "figures.json"
+    told = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
+    if told.get(name) != data:
+        write_json(manifest, dict(sorted((told | {name: data}).items())))
+    drawn = {}
+    for suffix, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=suffix, metadata=metadata, bbox_inches="tight")
+        drawn[folder / f"{name}.{suffix}"] = buffer.getvalue()
+    (svg, lines), (png, pixels) = drawn.items()
+    if svg.is_file() and png.is_file():
+        same = agreement.same(svg.read_text(encoding="utf-8"), lines.decode())
+        if same or agreement.pictures_agree(png.read_bytes(), pixels):
+            return
+    for path, content in drawn.items():
+        replace(path, functools.partial(Path.write_bytes, data=content))
+
+
+def style(framework: str, kernel: str) -> dict[str, Any]:
+    """Line and marker of a model: baseline dashed and hollow, FDM solid and full."""
+    fdm = kernel == "fdm"
+    return {
+        "color": COLOUR[framework], "marker": MARKER[framework], "linestyle": "-" if fdm else "--",
+        "markerfacecolor": COLOUR[framework] if fdm else "white", "markersize": 6, "label": label(framework, kernel),
+    }  # fmt: skip
+
+
+def _lines(ax: Axes, rows: pd.DataFrame, x: str, y: str = "value", **kwargs: Any) -> None:
+    for framework, kernel in MODELS:
+        part = rows[(rows["framework"] == framework) & (rows["kernel"] == kernel)]
+        if len(part):
+            seeds = part.groupby(x)[y]
+            line = seeds.mean()
+            ax.plot(line.index, line.to_numpy(), **(style(framework, kernel) | kwargs))
+            if part["seed"].nunique() > 1:  # what the trainings lie between
+                ax.fill_between(line.index, seeds.min(), seeds.max(), color=COLOUR[framework], alpha=0.15, lw=0)
+
+
+def _floor(ax: Axes, floor: pd.Series) -> None:
+    ax.axhspan(floor["low"], floor["high"], color=GREY, alpha=0.2, lw=0)
+    ax.axhline(floor["value"], color=GREY, lw=1, ls=":", label="real against real")
+
+
+def _caption(rows: pd.DataFrame) -> str:
+    return f"{frechet(rows)}, n = {int(rows['n'].iloc[0]):,}"
+
+
+def quality_by_duration(rows: pd.DataFrame, floor: pd.Series) -> Figure:
+    """Frechet distance against the images trained on, beside the floor: from `measurements.primary`."""
+    sampler, nfe = rows["sampler"].iloc[0], rows["nfe"].iloc[0]
+    figure, ax = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    _floor(ax, floor)
+    _lines(ax, rows, "kimg")
+    ax.set(xlabel="training images (thousands)", ylabel=_caption(rows), yscale="log")
+    ax.set_xticks(sorted(rows["kimg"].unique()), [f"{kimg:.3g}" for kimg in sorted(rows["kimg"].unique())])
+    ax.set_title(f"Quality against training, {sampler_label(sampler, USUAL)}, NFE {nfe}", loc="left")
+    figure.legend(loc="outside right upper")
+    return figure
+
+
+def quality_by_nfe(rows: pd.DataFrame, floor: pd.Series) -> Figure:
+    """Frechet distance of the fully trained models against NFE, one panel a sampler: from `measurements.standard`."""
+    rows = select(rows, duration=1.0)
+    samplers = list(dict.fromkeys(zip(rows["sampler"], rows["options"], strict=True)))
+    across = min(len(samplers), 3)
+    down = -(-len(samplers) // across)
+    size = (4.0 * across + 1.2, 3.6 * down + 0.6)
+    figure, axes = plt.subplots(down, across, figsize=size, sharey=True, squeeze=False, layout="constrained")
+    for ax in axes.flat[len(samplers) :]:
+        ax.set_axis_off()
+    ticks = sorted(rows["nfe"].unique())
+    for ax, (sampler, options) in zip(axes.flat, samplers, strict=False):
+        _floor(ax, floor)
+        _lines(ax, select(rows, sampler=sampler, options=options), "nfe")
+        ax.set(xscale="log", yscale="log", xlabel="network evaluations a sample (NFE)")
+        ax.set_xlim(0.9 * ticks[0], 1.1 * ticks[-1])  # the same in all panels, so that they can be compared
+        shown = [tick for before, tick in zip([0, *ticks], ticks, strict=False) if tick > 1.15 * before]
+        ax.set_xticks(shown, [str(tick) for tick in shown])
+        ax.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+        ax.set_title(sampler_label(sampler, options), loc="left")
+    for row in axes:
+        row[0].set_ylabel(_caption(rows))
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper")
+    return figure
+
+
+def loss_curves(losses: pd.DataFrame) -> Figure:
+    """Training loss of each run, one panel a framework: losses of two frameworks weigh noise levels differently."""
+    frameworks = [f for f in COLOUR if f in set(losses["framework"])]
+    figure, axes = plt.subplots(
+        1, len(frameworks), figsize=(3.2 * len(frameworks), 3.2), squeeze=False, layout="constrained"
+    )
+    for ax, framework in zip(axes[0], frameworks, strict=True):
+        part = losses[losses["framework"] == framework].assign(kimg=lambda d: d["images"] / 1000)
+        _lines(ax, part, "kimg", "loss", marker="")
+        ax.set(yscale="log", xlabel="training images (thousands)", title=framework.upper())
+        ax.legend()
+    axes[0][0].set_ylabel("weighted squared error a pixel")
+    return figure
+
+
+def _picture(ax: Axes, image: np.ndarray) -> None:
+    ax.imshow(
+        image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255, interpolation="nearest"
+    )
+    ax.set_axis_off()
+
+
+def _tile(images: np.ndarray, columns: int) -> np.ndarray:
+    """uint8 (N, C, H, W) to one picture (rows (H+2), columns (W+2), C), with grey lines between the images."""
+    images = np.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=110)
+    rows = len(images) // columns
+    n, c, h, w = images[: rows * columns].shape
+    return images[:n].reshape(rows, columns, c, h, w).transpose(0, 3, 1, 4, 2).reshape(rows * h, columns * w, c)
+
+
+def sample_grids(grids: dict[tuple[str, str], np.ndarray]) -> Figure:
+    """Samples of each model, uint8 (64, C, H, W), all from the same latents: one place, one latent."""
+    kernels = list(dict.fromkeys(kernel for _, kernel in grids))
+    frameworks = list(dict.fromkeys(framework for framework, _ in grids))
+    size = (2.9 * len(frameworks), 3.1 * len(kernels))
+    figure, axes = plt.subplots(len(kernels), len(frameworks), figsize=size, squeeze=False, layout="constrained")
+    for row, kernel in enumerate(kernels):
+        for column, framework in enumerate(frameworks):
+            ax = axes[row][column]
+            ax.set_axis_off()
+            if (framework, kernel) in grids:
+                _picture(ax, _tile(grids[framework, kernel], 8))
+                ax.set_title(label(framework, kernel), fontsize=11)
+    return figure
+
+
+def trajectories(paths: dict[tuple[str, str], np.ndarray], columns: int = 8) -> Figure:
+    """How one sample comes about: x at some of the steps, float (steps + 1, C, H, W), each scaled to its own range."""
+    figure, axes = plt.subplots(
+        len(paths),
+        columns,
+        figsize=(1.05 * columns + 1, 1.1 * len(paths)),
+        squeeze=False,
+        layout="constrained",
+    )
+    for number, (row, ((framework, kernel), path)) in enumerate(zip(axes, paths.items(), strict=True)):
+        steps = np.linspace(0, len(path) - 1, columns).round().astype(int)
+        for ax, step in zip(row, steps, strict=True):
+            x = path[step]
+            low, high = (x.min(), x.max()) if step < len(path) - 1 else (-1, 1)
+            _picture(ax, (np.clip((x - low) / (high - low), 0, 1) * 255).transpose(1, 2, 0))
+            if step == 0:
+                ax.text(-0.15, 0.5, label(framework, kernel), transform=ax.transAxes, ha="right", va="center")
+            if number == 0:
+                ax.set_title("noise" if step == 0 else f"step {step}", fontsize=9)
+    return figure
+
+
+# ---------------------------------------------------------------------------------------------------- ablations
+
+
+def kernel_by_warmup(rows: pd.DataFrame, floor: pd.Series) -> Figure:
+    """Distance at the end of the training of kernel x warm-up, one line a seed: from `measurements.primary`."""
+    ends = {"baseline": "neither", "baseline-warmup": "warm-up", "fdm": "FDM's $c_{in}$", "fdm-warmup": "both"}
+    frameworks = [f for f in COLOUR if f in set(rows["framework"])]
+    size = (3.3 * len(frameworks), 3.4)
+    figure, axes = plt.subplots(1, len(frameworks), figsize=size, squeeze=False, layout="constrained")
+    for ax, framework in zip(axes[0], frameworks, strict=True):
+        part = rows[rows["cell"].isin([f"{framework}-{end}" for end in ends])]
+        table = part.pivot(index="cell", columns="seed", values="value")
+        table = table.reindex([f"{framework}-{end}" for end in ends])
+        _floor(ax, floor)
+        ax.plot(list(ends.values()), table.to_numpy(), color=COLOUR[framework], alpha=0.35, lw=1, marker=".")
+        ax.plot(list(ends.values()), table.mean(axis=1), color=COLOUR[framework], marker=MARKER[framework], lw=0)
+        ax.set(yscale="log", title=framework.upper())
+    axes[0][0].set_ylabel(_caption(rows))
+    return figure
+
+
+def effects(table: pd.DataFrame) -> Figure:
+    """Ratios of distances with their intervals, from `effects.effects`, one panel a framework."""
+    frameworks = list(dict.fromkeys(table["framework"]))
+    compared = list(dict.fromkeys(zip(table["question"], table["compared"], strict=True)))
+    heights = [len(table[table["framework"] == f].drop_duplicates(["question", "compared"])) for f in frameworks]
+    size = (8.6, 0.36 * sum(heights) + 1.6)
+    figure, axes = plt.subplots(
+        len(frameworks), 1, figsize=size, sharex=True, squeeze=False, height_ratios=heights, layout="constrained"
+    )
+    for ax, framework in zip(axes[:, 0], frameworks, strict=True):
+        part = table[table["framework"] == framework]
+        names = [key for key in compared if ((part["question"] == key[0]) & (part["compared"] == key[1])).any()]
+        for row in part.itertuples():
+            end = row.training == "100%"
+            y = names.index((row.question, row.compared)) + (0.14 if end else -0.14)
+            colour = COLOUR[framework.lower()]
+            ax.plot([row.low, row.high], [y, y], color=colour, lw=1.6, alpha=1 if end else 0.5)
+            ax.plot(row.ratio, y, MARKER[framework.lower()], color=colour, markerfacecolor=colour if end else "white")
+        ax.axvline(1, color=GREY, lw=1, ls=":")
+        ax.set_yticks(range(len(names)), [f"{question}: {what}" for question, what in names])
+        ax.set(xscale="log", title=framework)
+        ax.invert_yaxis()
+    axes[-1, 0].set_xlabel("ratio of distances, below 1 the first is better")
+    ticks = [0.25, 0.5, 0.7, 1, 1.4, 2, 4, 8]
+    low, high = table["low"].min() * 0.95, table["high"].max() * 1.05
+    ticks = [tick for tick in ticks if low <= tick <= high]
+    axes[-1, 0].set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes[-1, 0].xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+    return figure
+
+
+def highest_noise(rows: pd.DataFrame, floor: pd.Series) -> Figure:
+    """Distance against the noise level that the sampler starts from; `rows` hold one model's trainings at each."""
+    figure, ax = plt.subplots(figsize=(6.4, 4), layout="constrained")
+    _floor(ax, floor)
+    _lines(ax, rows, "sigma_max")
+    ticks = sorted(rows["sigma_max"].unique())
+    ax.set(xscale="log", yscale="log", xlabel="the sampler's highest noise level", ylabel=_caption(rows))
+    ax.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks])
+    ax.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+    figure.legend(loc="outside right upper")
+    return figure
+
+
+def noise(table: pd.DataFrame) -> Figure:
+    """What moves a distance, from `effects.noise`: standard deviations as shares of the mean, one row a model."""
+    sources = ["SD, trainings", "SD, latents", "SD, references"]
+    figure, ax = plt.subplots(figsize=(7, 3.4), layout="constrained")
+    for source, marker, colour in zip(sources, "os^", ("#000000", COLOUR["vp"], COLOUR["ve"]), strict=True):
+        ax.plot(100 * table[source] / table["distance"], table["cell"], marker, color=colour, label=source[4:])
+    ax.set(xlim=(0, None), xlabel="standard deviation (% of the distance)")
+    ax.invert_yaxis()
+    figure.legend(loc="outside right upper")
+    return figure
+
+
+def bias(table: pd.DataFrame, smallest: int) -> Figure:
+    """Distance against 1/n with the line through n >= `smallest` to infinite n, from `effects.bias`."""
+    figure, ax = plt.subplots(figsize=(6.8, 4.2), layout="constrained")
+    sizes = [int(name.removeprefix("n = ")) for name in table if name.startswith("n = ")]
+    for row in table.to_dict("records"):
+        framework, kernel = row["cell"].split("-")[:2]
+        values = [row[f"n = {n}"] for n in sizes]
+        look = style(framework, kernel)
+        ax.plot([1 / n for n in sizes], values, **(look | {"linestyle": ""}))
+        limit, at = row["n → ∞"], 1 / smallest
+        ax.plot([0, at], [limit, limit + row["bias at n"]], color=look["color"], ls=look["linestyle"], lw=1.2)
+        ax.plot([0, 0], [row["low"], row["high"]], color=look["color"], lw=3, alpha=0.4, clip_on=False)
+    ax.set(yscale="log", xlabel="number of generated images n, as 1/n", ylabel="Fréchet distance", xlim=(0, None))
+    ticks = [n for n in sizes if n != sizes[-2]]  # the last two are too near to each other
+    ax.set_xticks([0, *(1 / n for n in ticks)], ["∞", *map(str, ticks)])
+    figure.legend(loc="outside right upper")
+    return figure

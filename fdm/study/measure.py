@@ -1,0 +1,387 @@
+"""Sample, extract features, and score: what is measured of a run, each measurement remembered by all that shapes it.
+
+FID is the Frechet distance of Inception-v3 features and nothing else; with another extractor it is FD(name).
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from fdm.data.datasets import Dataset, halves
+from fdm.files import FdmError, digest, replace, root, write_json
+from fdm.metrics import distances, features
+from fdm.model import checkpoints
+from fdm.model.denoiser import Denoise
+from fdm.model.oracle import Mixture
+from fdm.params import SNAPSHOTS, snapshot_name
+from fdm.process.frameworks import FRAMEWORKS
+from fdm.study import closure
+from fdm.study.profiles import EvaluationParams, Profile
+from fdm.tasks import generation
+from fdm.training import processes
+
+CALIBRATIONS = 20  # random halvings of the real images behind a calibration row
+HALVINGS = 4  # further random references where there are more samples than usual
+CONTEXT = (
+    "cell", "profile", "dataset", "run", "framework", "kernel", "seed", "duration", "kimg", "sampler", "options", "nfe",
+    "sigma_max", "latents", "reference",
+)  # fmt: skip
+ORIGIN = ("extractor", "experiment", "checkpoint", "device")
+USUAL = "usual"  # options of a sampler on its usual grid
+GRID = 64  # samples that are kept as pictures
+
+
+def make_reference(profile: Profile, dataset: Dataset, path: Path, device: str = "cpu") -> None:
+    """Features of all real images, once for a data set and an extractor, into a safetensors file."""
+    extract, weights = features.extractor(profile.evaluation.extractor, device, root() / "downloads")
+    batches = tqdm(dataset.images.split(profile.evaluation.batch), desc="reference features", unit="batch")
+    tensors = {"features": torch.cat([extract(batch) for batch in batches])}
+    description = {"extractor": profile.evaluation.extractor, "weights": weights, "dataset": dataset.sha256}
+    replace(path, lambda part: save_file(tensors, part, {"reference": json.dumps(description)}))
+
+
+def load_reference(profile: Profile, path: Path) -> tuple[Tensor, Tensor, dict[str, str]]:
+    """Reference features (M, d), features of all real images (N, d), and what made them.
+
+    Raises FdmError for a missing or damaged file or another extractor's features.
+    """
+    if not path.is_file():
+        raise FdmError(f"The reference features {path} are missing; run dvc repro to compute them.")
+    try:
+        with safe_open(path, "pt") as file:
+            description = json.loads((file.metadata() or {})["reference"])
+            everything = file.get_tensor("features")
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise FdmError(f"The reference features {path} are damaged ({error}); remove the file and rerun.") from error
+    if description["extractor"] != profile.evaluation.extractor:
+        raise FdmError(f"{path} holds features of {description['extractor']}; remove the file and rerun.")
+    reference = everything[halves(len(everything))[0]] if profile.evaluation.reference == "half" else everything
+    return reference, everything, description
+
+
+def calibrate(profile: Profile, everything: Tensor, made_by: dict[str, str]) -> pd.DataFrame:
+    """The floor of each metric: real images against other real images, over random disjoint pairs of sets.
+
+    Each set is as large as the generated ones, or half of the data where that is smaller (n tells). `value` is
+    the mean, `low` and `high` hold 95 % of the pairs; `experiment` is a hash of all that shapes them, `made_by`, the
+    features' description, among it.
+    """
+    frechet = features.FRECHET[profile.evaluation.extractor]
+    rows = []
+    for seed in tqdm(range(CALIBRATIONS), desc="calibration"):
+        a, b = halves(len(everything), seed)
+        n = min(profile.evaluation.samples, len(b))
+        pick = torch.randperm(len(b), generator=torch.Generator().manual_seed(seed))[:n]
+        generated, real = everything[b[pick]], everything[a]
+        rows += distances.score(generated, real, frechet)
+    par = profile.evaluation
+    shape = [made_by, par.reference, par.samples, closure.identity("scoring")]
+    table = pd.DataFrame(rows).groupby("metric", sort=False)
+    quantiles = table["value"].quantile([0.025, 0.975]).unstack()
+    return pd.DataFrame(
+        {"value": table["value"].mean(), "low": quantiles[0.025], "high": quantiles[0.975],
+         "n": table["n"].first(), "n_reference": table["n_reference"].first(), "experiment": digest(shape)}
+    ).reset_index()  # fmt: skip
+
+
+class Setting(NamedTuple):
+    """One set of samples that is scored."""
+
+    duration: float  # share of the training budget
+    sampler: str
+    nfe: int
+    sigma_max: float  # highest noise level that the sampler starts from
+    samples: int
+    options: tuple[tuple[str, float | str | bool], ...] = ()  # the sampler's, its grid and its end among them
+
+    @property
+    def text(self) -> str:
+        """The options as a table has them: `eta=0.5`, or `usual` for a sampler as it usually is."""
+        told = (f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in self.options)
+        return ", ".join(told) or USUAL
+
+
+def settings(profile: Profile, name: str) -> list[Setting]:
+    """What is measured of a run, by evaluation.settings; of a network that was not trained here, at its end alone."""
+    run, par, out = profile.run(name), profile.evaluation, list[Setting]()
+    own = FRAMEWORKS[run.framework].sigma_range[1]
+    for each in par.settings:
+        if run.cell not in (each.cells or [run.cell]):
+            continue
+        special = {"grid": each.grid, "to_zero": each.to_zero}
+        options = {key: value for key, value in special.items() if value is not None} | each.options
+        tops = [
+            own if top == "own" else float(top) for top in each.sigma_max if top != "own" or own > generation.SIGMA_MAX
+        ]
+        durations = each.duration if name in profile.trained else [share for share in each.duration if share == 1]
+        out += [
+            Setting(share, each.sampler, nfe, top, each.samples or par.samples, tuple(sorted(options.items())))
+            for top in tops for nfe in each.nfe for share in durations
+        ]  # fmt: skip
+    return list(dict.fromkeys(out))
+
+
+def shares(profile: Profile, name: str) -> tuple[float, ...]:
+    """Shares of the training at which a run has a checkpoint: one that was not trained here, only its end."""
+    return SNAPSHOTS if name in profile.trained else SNAPSHOTS[-1:]
+
+
+def noise_of_metric(generated: Tensor, everything: Tensor, par: EvaluationParams) -> list[dict[str, Any]]:
+    """Frechet distances of one network from other latents, to other references, and at other n; rows as in `score`.
+
+    `latents` is the first seed of the samples, `reference` the number of the random half of the real images.
+    """
+    real, n = everything[halves(len(everything))[0]], par.samples
+    parts = [(first, n, 0) for first in range(n, len(generated) - n + 1, n)]
+    parts += [(0, size, 0) for size in (n // 2, *range(2 * n, len(generated) + 1, n))]
+    parts += [(0, n, reference) for reference in range(1, HALVINGS + 1)]
+    rows = []
+    for first, size, reference in parts:
+        other = everything[halves(len(everything), reference)[0]] if reference else real
+        value, name = (
+            distances.frechet_distance(generated[first : first + size], other),
+            features.FRECHET[par.extractor],
+        )
+        rows.append({"latents": first, "reference": reference, "metric": name, "value": value, "n": size,
+                     "n_reference": len(other)})  # fmt: skip
+    return rows
+
+
+def experiments(profile: Profile, name: str, trained: str, dataset: str, weights: str) -> dict[Setting, str]:
+    """What each measurement of a run is called: a hash of all that shapes it, the same on every machine.
+
+    `trained` is what the training is called, `dataset` the hash of the images, `weights` that of the extractor's. The
+    source of a sampler names that sampler's measurements alone.
+    """
+    par = profile.evaluation
+    shape = {
+        "trained": trained, "dataset": dataset, "extractor": [par.extractor, weights], "reference": par.reference,
+        "batch": par.batch, "samples": par.samples, "precision": par.precision, "code": closure.identity("scoring"),
+    }  # fmt: skip
+    code = {each.sampler: closure.identity(closure.of_sampler(each.sampler)) for each in profile.evaluation.settings}
+    return {
+        setting: digest(shape | {"setting": setting, "sampler": code[setting.sampler]})
+        for setting in settings(profile, name)
+    }
+
+
+def denoiser_of(
+    profile: Profile, name: str, dataset: Dataset, folder: Path, share: float, expected: dict[str, Any] | None = None
+) -> tuple[Denoise, float]:
+    """A run's denoiser after a share of its training, and the thousands of images that it had seen by then.
+
+    Of a run with an analytic source it is E[x0 | x] of the data set's images, which has seen each of them.
+    """
+    if profile.run(name).source == "analytic":
+        return exact(dataset, profile.dataset.conditional), len(dataset.images) / 1000
+    denoiser, description = checkpoints.load(folder / snapshot_name(share), expected)
+    return denoiser, description["images"] / 1000
+
+
+def exact(dataset: Dataset, conditional: bool) -> Mixture:
+    """E[x0 | x] of a data set's images, each of which is as likely as the others."""
+    images = dataset.images.double() / 127.5 - 1
+    n = len(images)
+    labels = dataset.labels if conditional else None
+    return Mixture(torch.full((n,), 1 / n), images, torch.zeros(n), labels)
+
+
+def weights_of(profile: Profile, name: str, dataset: Dataset, folder: Path) -> dict[float, str]:
+    """Hash of a run's weights at each share of its training; of an exact denoiser, that of its images."""
+    if profile.run(name).source == "analytic":
+        return {1.0: dataset.sha256}
+    return {share: checkpoints.describe(folder / snapshot_name(share))["weights"] for share in shares(profile, name)}
+
+
+def evaluate(
+    profile: Profile,
+    name: str,
+    dataset: Dataset,
+    expected: dict[str, Any] | None,
+    device: str = "cpu",
+    advance: Callable[[int], None] | None = None,
+) -> pd.DataFrame:
+    """Score the checkpoints of one run; returns one tidy row a (duration, sampler, options, NFE, metric).
+
+    `expected` are the sections of a checkpoint's description that must agree with the run's. Each measurement is
+    remembered in the profile's build folder by all that shapes it, weights and arithmetic included, so that an
+    interrupted evaluation goes on, and one more setting measures itself alone. `advance` is told of network evaluations
+    as they are made; without it a progress bar is shown.
+    Raises FdmError for checkpoints of another run, and for a reference of other images.
+    """
+    par, folder, memory = profile.evaluation, profile.checkpoints(name), profile.scores(name)
+    made_by = load_reference(profile, profile.reference_file)[2]
+    if made_by["dataset"] != dataset.sha256:
+        raise FdmError(
+            f"{profile.reference_file} was computed from other images or weights; remove the file and rerun."
+        )
+    hashes = weights_of(profile, name, dataset, folder)
+    # The number of processes changes nothing that is measured: there are no more of them than GPUs, and it is no part
+    # of what names a measurement, but for their threads.
+    count = par.processes if device == "cpu" else min(par.processes, torch.cuda.device_count())
+    bits = [profile.threads if count == 1 else 1, processes.arithmetic(device)]
+    trained = dataset.sha256 if profile.run(name).source == "analytic" else trained_as(folder)
+    names = experiments(profile, name, trained, dataset.sha256, made_by["weights"])
+    keys = {setting: digest([called, hashes[setting.duration], bits]) for setting, called in names.items()}
+    known = remembered(memory)
+    todo = {setting: keys[setting] for setting in names if rows_under(known, keys[setting]) is None}
+    if advance:
+        advance(sum(setting.nfe * setting.samples for setting in names.keys() - todo.keys()))
+    if todo:
+        args = (profile, name, dataset, expected, device, count, todo, advance)
+        processes.launch(_measure, args, count)
+    done, rows = remembered(memory), []
+    for setting, called in names.items():
+        origin = {
+            "extractor": f"{par.extractor}:{made_by['weights']}", "experiment": called,
+            "checkpoint": hashes[setting.duration][:12], "device": device,
+        }  # fmt: skip
+        rows += [row | origin for row in done[keys[setting]]["rows"]]
+    return pd.DataFrame(rows)[[*CONTEXT, "metric", "value", "low", "high", "n", "n_reference", *ORIGIN]]
+
+
+def trained_as(folder: Path) -> str:
+    """What the training behind a folder of checkpoints is called; of published networks, the hash of their files."""
+    path = folder / checkpoints.EXPERIMENT
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["experiment"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FdmError(f"{path} is missing or damaged; remove {folder} and run dvc repro.") from error
+
+
+def remembered(memory: Path) -> dict[str, dict[str, Any]]:
+    """What a memory of measurements holds: key -> rows and their hash; nothing where there is no such file."""
+    try:
+        found = json.loads(memory.read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def rows_under(memory: dict[str, dict[str, Any]], key: str) -> list[dict] | None:
+    """The rows that are remembered under a key, or None where there are none, or not those that were measured."""
+    entry = memory.get(key)
+    return entry["rows"] if isinstance(entry, dict) and entry.get("hash") == digest(entry.get("rows")) else None
+
+
+def _measure(
+    profile: Profile,
+    name: str,
+    dataset: Dataset,
+    expected: dict[str, Any] | None,
+    device: str,
+    count: int,
+    todo: dict[Setting, str],
+    advance: Callable[[int], None] | None,
+) -> None:
+    """Measure, in this process and the others that accelerate knows of, and remember each setting under its key."""
+    par, memory = profile.evaluation, profile.scores(name)
+    accelerator = processes.accelerator(par.precision, count, device)
+    torch.set_num_threads(profile.threads if count == 1 else 1)
+    place = "cpu" if device == "cpu" else str(accelerator.device)  # which calls it cpu:0
+    real, everything, made_by = load_reference(profile, profile.reference_file)
+    extract, weights = features.extractor(par.extractor, place, root() / "downloads")
+    if weights != made_by["weights"]:
+        raise FdmError(
+            f"{profile.reference_file} was computed from other images or weights; remove the file and rerun."
+        )
+    total = sum(setting.nfe * sum(map(len, _batches(setting, par, accelerator))) for setting in todo)
+    hidden = advance is not None or not accelerator.is_main_process
+    progress = tqdm(total=total, unit="eval", unit_scale=True, desc=name, disable=hidden)
+
+    def tell(n: int) -> None:
+        progress.update(n)
+        if advance:
+            advance(n)
+
+    for setting, key in todo.items():
+        denoiser, kimg = denoiser_of(profile, name, dataset, profile.checkpoints(name), setting.duration, expected)
+        if isinstance(denoiser, torch.nn.Module):
+            denoiser.to(place).to(memory_format=torch.channels_last)
+        generated = _features(denoiser, setting, par, accelerator, place, extract, tell)
+        if accelerator.is_main_process:
+            context = _context(profile, name, setting, denoiser, kimg)
+            rows = [context | row for row in _scores(generated, real, everything, setting, par)]
+            write_json(memory, remembered(memory) | {key: {"rows": rows, "hash": digest(rows)}})
+    progress.close()
+    accelerator.end_training()
+
+
+def _batches(setting: Setting, par: EvaluationParams, accelerator: Accelerator) -> list[range]:
+    """Seeds of this process's batches. They are the same whatever the number of processes, and so are the samples."""
+    firsts = range(0, setting.samples, par.batch)
+    batches = [range(first, min(first + par.batch, setting.samples)) for first in firsts]
+    return batches[accelerator.process_index :: accelerator.num_processes]
+
+
+def _features(
+    denoiser: Denoise,
+    setting: Setting,
+    par: EvaluationParams,
+    accelerator: Accelerator,
+    device: str,
+    extract: Callable[[Tensor], Tensor],
+    tell: Callable[[int], None],
+) -> Tensor:
+    """Features of a setting's samples from all processes, (samples, d), in the order of their seeds."""
+    parts: list[tuple[int, Tensor]] = []
+    options: dict[str, Any] = dict(setting.options)
+    for seeds in _batches(setting, par, accelerator):
+        processes.use_tf32(par.precision == "tf32")
+        with accelerator.autocast():
+            images = generation.sample(
+                denoiser, seeds, setting.sampler, setting.nfe, device, setting.sigma_max, **options
+            )
+        processes.use_tf32(False)  # features are the yardstick: exact, whatever the networks are computed in
+        parts.append((seeds.start, extract(images)))
+        tell(setting.nfe * len(images))
+    return torch.cat([part for _, part in sorted(gather_object(parts), key=lambda each: each[0])])
+
+
+def _context(profile: Profile, name: str, setting: Setting, denoiser: Denoise, kimg: float) -> dict[str, Any]:
+    """What a row says of where its number is from, its usual latents and reference, and the columns it may lack."""
+    run = profile.run(name)
+    return {
+        "cell": run.cell, "profile": profile.profile, "dataset": profile.dataset.name, "run": name,
+        "framework": run.framework, "kernel": run.kernel, "seed": run.seed, "duration": setting.duration, "kimg": kimg,
+        "sampler": setting.sampler, "options": setting.text, "nfe": setting.nfe,
+        "sigma_max": generation.noise_range(denoiser, setting.sigma_max)[1], "latents": 0, "reference": 0,
+        "metric": "", "value": None, "low": None, "high": None,
+    }  # fmt: skip
+
+
+def _scores(
+    generated: Tensor, real: Tensor, everything: Tensor, setting: Setting, par: EvaluationParams
+) -> list[dict[str, Any]]:
+    """Rows of a setting: all metrics, or with more samples than usual what latents, references and n change."""
+    if setting.samples != par.samples:
+        return noise_of_metric(generated, everything, par)
+    rows = distances.score(generated, real, features.FRECHET[par.extractor])
+    ends = distances.interval(generated, real, rows[0]["value"])
+    rows[0] |= dict(zip(("low", "high"), ends, strict=True))
+    return rows
+
+
+@torch.inference_mode()
+def pictures(profile: Profile, name: str, dataset: Dataset, path: Path, device: str = "cpu") -> None:
+    """Keep samples of the fully trained network, and how one of them came about, in a small safetensors file.
+
+    `grid` is uint8 (64, C, H, W) from seeds 0 to 63; `trajectory` float32 (steps + 1, C, H, W) of seed 0.
+    """
+    denoiser, _ = denoiser_of(profile, name, dataset, profile.checkpoints(name), 1.0)
+    if isinstance(denoiser, torch.nn.Module):
+        denoiser.to(device)
+    how = profile.evaluation.primary
+    grid = generation.sample(denoiser, range(GRID), *how, device)
+    steps = torch.cat(list(generation.trajectory(denoiser, range(1), *how, device))).float().cpu()
+    replace(path, lambda part: save_file({"grid": grid, "trajectory": steps}, part))

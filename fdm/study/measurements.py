@@ -1,0 +1,127 @@
+"""The tidy table of all that was measured: reading it, and taking rows of it.
+
+The published numbers are FID on other data sets at another scale; they stand beside the measured ones in every
+table, in rows of their own, and are nowhere compared with them.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fdm.files import FdmError, root
+from fdm.process.frameworks import FRAMEWORKS
+from fdm.study.agreement import TEXT
+from fdm.study.profiles import USUAL_TOP, Profile
+
+MODELS = [(framework, kernel) for framework in FRAMEWORKS for kernel in ("baseline", "fdm")]
+USUAL = "usual"  # options of a sampler on its usual grid
+
+
+def label(framework: str, kernel: str) -> str:
+    """A model as the paper writes it: EDM, EDM-FDM."""
+    return FRAMEWORKS[framework].label + ("-FDM" if kernel == "fdm" else "")
+
+
+def read(path: Path) -> pd.DataFrame:
+    """A CSV file of this study; raises FdmError when it is missing, empty or not a table."""
+    try:
+        return pd.read_csv(path, dtype=TEXT)
+    except FileNotFoundError as error:
+        raise FdmError(f"{path} is missing; run dvc repro to measure it.") from error
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise FdmError(f"{path} is damaged ({error}); run dvc repro to measure it again.") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of this study; raises FdmError when it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FdmError(f"{path} is missing; run dvc repro to make it.") from error
+    except ValueError as error:
+        raise FdmError(f"{path} is damaged ({error}); run dvc repro to make it again.") from error
+
+
+def table(profile: Profile) -> pd.DataFrame:
+    """The tidy table of all cells of a profile, one row a (run, duration, sampler, options, NFE, metric)."""
+    return pd.concat([read(profile.recorded(cell) / "measurements.csv") for cell in profile.cells], ignore_index=True)
+
+
+def select(rows: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
+    """Rows with these values in these columns; of several values in a list, any."""
+    for column, value in wanted.items():
+        rows = rows[rows[column].isin(value) if isinstance(value, list | set) else rows[column] == value]
+    return rows
+
+
+def standard(profile: Profile, rows: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
+    """Frechet distances of networks, as usual: first latents and reference, usual n, noise level and options."""
+    usual: dict[str, Any] = {
+        "metric": frechet(rows), "n": profile.evaluation.samples, "sigma_max": USUAL_TOP, "options": USUAL,
+        "latents": 0, "reference": 0, "cell": [key for key, cell in profile.cells.items() if cell.source != "analytic"],
+    }  # fmt: skip
+    return select(rows, **(usual | wanted))
+
+
+def primary(profile: Profile, rows: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
+    """The rows of `standard` with the sampler and number of evaluations of Table 1."""
+    sampler, nfe = profile.evaluation.primary
+    return standard(profile, rows, **({"sampler": sampler, "nfe": nfe} | wanted))
+
+
+def published_pair(profile: Profile, framework: str) -> tuple[str, str]:
+    """Names of the cells of a framework's baseline and of the published method, with its warm-up."""
+    apart = f"{framework}-fdm-warmup"  # where there is a cell of its own without
+    return f"{framework}-baseline", apart if apart in profile.cells else f"{framework}-fdm"
+
+
+def models(profile: Profile) -> list[str]:
+    """The cells of the paper's six models that the profile has: baseline and published method of each framework."""
+    pairs = [cell for framework in FRAMEWORKS for cell in published_pair(profile, framework)]
+    return [cell for cell in pairs if cell in profile.cells]
+
+
+def values(rows: pd.DataFrame, cell: str, sampler: str, duration: float, nfe: int) -> pd.Series:
+    """Distances of a cell by seed, from rows of `standard`; empty without measurement."""
+    found = select(rows, cell=cell, sampler=sampler, duration=duration, nfe=nfe)
+    return found.set_index("seed")["value"].sort_index()
+
+
+def paired(columns: Iterable[pd.Series]) -> np.ndarray:
+    """Several `values`, of the seeds that all of them have, (columns, seeds)."""
+    return pd.concat([*columns], axis=1, join="inner").to_numpy().T
+
+
+def calibration(profile: Profile) -> pd.DataFrame:
+    """The floor of each metric: real images against real images."""
+    return read(profile.results / "calibration.csv")
+
+
+def published(number: int) -> pd.DataFrame:
+    """The paper's table 1, 2 or 3, tidy."""
+    (path,) = (root() / "results" / "published").glob(f"table{number}_*.csv")
+    return read(path)
+
+
+def losses(profile: Profile) -> pd.DataFrame:
+    """Training losses on record of each framework's baseline and published method: images, loss, what the run is.
+
+    Where a profile has no such pair, those of all its cells; empty where none was trained.
+    """
+    cells = dict.fromkeys(run.cell for run in profile.trained.values())
+    parts = [pd.DataFrame(columns=["images", "loss", "run", "framework", "kernel", "seed"])]
+    for name in [cell for cell in cells if cell in models(profile)] or cells:
+        part = read(profile.results / "training" / f"{name}.csv")
+        for column in ("framework", "kernel", "seed"):
+            part[column] = [getattr(profile.run(run), column) for run in part["run"]]
+        parts.append(part)
+    return pd.concat(parts[1:] or parts)
+
+
+def frechet(rows: pd.DataFrame) -> str:
+    """The Frechet distance's name in a table of measurements: FID, or FD(extractor)."""
+    return rows["metric"].iloc[0]

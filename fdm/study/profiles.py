@@ -1,0 +1,341 @@
+"""A profile: the validated parameters of one scale of the study, read from its params.yaml."""
+
+import functools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fdm.files import FdmError, root
+from fdm.params import (
+    SNAPSHOTS,
+    CellParams,
+    CheckpointParams,
+    Count,
+    DatasetParams,
+    NetworkParams,
+    Positive,
+    Precision,
+    RunName,
+    RunParams,
+    Seed,
+    Share,
+    Strict,
+    TrainingParams,
+)
+
+USUAL_TOP = 80.0  # the highest noise level of the published sampling
+
+
+class SettingParams(BaseModel):
+    """Sets of samples that are scored: every NFE x duration x highest noise level of one sampler.
+
+    What the sampler has as options, such as `eta` of ddim, stands beside these keys.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+    sampler: str
+    nfe: Annotated[list[Count], Field(min_length=1)]
+    duration: Annotated[list[Share], Field(min_length=1)] = [1.0]  # shares of the training budget
+    # Where the sampler starts; `own` is the framework's highest training level, where that is above the published 80.
+    sigma_max: Annotated[list[Positive | Literal["own"]], Field(min_length=1)] = [USUAL_TOP]
+    samples: Annotated[int, Field(ge=16)] | None = None  # more than usual, to see what latents and n change
+    cells: list[str] | None = None  # which are measured; all, where it is not given
+    grid: str | None = None  # another grid of noise levels than the sampler's usual one
+    to_zero: bool | None = None  # whether it ends at zero noise, where that is not the sampler's usual
+
+    @property
+    def options(self) -> dict[str, float]:
+        """The sampler's own options."""
+        return {key: float(value) for key, value in (self.model_extra or {}).items()}
+
+    @model_validator(mode="after")
+    def _possible(self) -> "SettingParams":
+        from fdm.samplers import SAMPLERS  # which imports torch
+        from fdm.samplers.grids import GRIDS
+
+        for key, value, known in (("sampler", self.sampler, SAMPLERS), ("grid", self.grid, GRIDS)):
+            if value is not None and value not in known:
+                raise ValueError(
+                    f"evaluation.settings: {key} {value!r} is not known; there are {', '.join(map(str, known))}"
+                )
+        entry = SAMPLERS[self.sampler]
+        where = f"evaluation.settings, {self.sampler}"
+        for field in ("nfe", "duration", "sigma_max"):
+            if len(set(map(str, getattr(self, field)))) < len(getattr(self, field)):
+                raise ValueError(f"{where}: {field} {getattr(self, field)} is not allowed; an entry is there twice")
+        for share in self.duration:
+            if share not in SNAPSHOTS:
+                raise ValueError(f"{where}: duration {share} is not allowed; networks are kept at {SNAPSHOTS}")
+        try:
+            entry.check(self.model_extra or {})
+            for nfe in self.nfe:
+                entry.steps(nfe, entry.to_zero if self.to_zero is None else self.to_zero)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+        return self
+
+
+class EvaluationParams(Strict):
+    """What is sampled and how it is scored."""
+
+    extractor: Literal["efficientnet-lite0", "inception-v3-compat"]
+    reference: Literal["half", "all"]  # the real images to compare with; `half` leaves as many for calibration
+    samples: Annotated[int, Field(ge=16)]
+    batch: Count
+    # The first is the one of Table 1, learning curves and pictures.
+    settings: Annotated[list[SettingParams], Field(min_length=1)]
+    processes: Count = 1  # batches are shared out to them (one a GPU); the samples do not depend on it
+    precision: Precision = "fp32"  # of the sampled networks; features are always float32
+
+    @property
+    def primary(self) -> tuple[str, int]:
+        """Sampler and number of evaluations of Table 1, learning curves and pictures."""
+        return self.settings[0].sampler, self.settings[0].nfe[0]
+
+    @property
+    def thorough(self) -> list[str]:
+        """Cells that are measured with more samples than usual."""
+        return list(dict.fromkeys(cell for each in self.settings if each.samples for cell in each.cells or []))
+
+    def nfe_of(self, sampler: str) -> list[int]:
+        """Numbers of evaluations that fully trained models are measured at with a sampler as it usually is."""
+        found = [each for each in self.settings if each.sampler == sampler and 1.0 in each.duration and usual(each)]
+        return sorted({nfe for each in found for nfe in each.nfe})
+
+
+def usual(setting: SettingParams) -> bool:
+    """Whether a setting is of the usual grid, options, noise levels and number of samples."""
+    special = setting.grid, setting.to_zero, setting.samples
+    return not setting.options and special == (None, None, None) and USUAL_TOP in setting.sigma_max
+
+
+class Profile(Strict):
+    """All parameters of a profile. One whose networks are published ones has no `network` and no `training`."""
+
+    profile: Annotated[str, Field(pattern=r"^[a-z0-9-]+$")]
+    root: Literal[".", "../.."]
+    params_file: str
+    threads: Count
+    conclusions: Literal["04_tables", "05_ablations"]  # the notebook that draws them
+    keep_networks: bool = False  # whether the last networks are kept in git, where they are small, with some samples
+    dataset: DatasetParams
+    network: NetworkParams | None = None
+    training: TrainingParams | None = None
+    evaluation: EvaluationParams
+    seeds: Annotated[list[Seed], Field(min_length=1)]  # every cell is trained with each of them
+    cells: Annotated[dict[RunName, CellParams], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Profile":
+        from fdm.data.sources import SOURCES  # which, as the frameworks, imports torch
+
+        if self.dataset.name not in SOURCES:
+            raise ValueError(
+                f"dataset.name: {self.dataset.name!r} is not allowed; it must be one of {', '.join(SOURCES)}"
+            )
+        for where, seeds in [
+            ("seeds", self.seeds),
+            *((f"cells.{n}.seeds", c.seeds or []) for n, c in self.cells.items()),
+        ]:
+            if len(set(seeds)) < len(seeds):
+                raise ValueError(f"{where}: {seeds} is not allowed; a seed is there twice")
+        for each in self.evaluation.settings:
+            for wanted in each.cells or []:
+                if wanted not in self.cells:
+                    raise ValueError(f"evaluation.settings: there is no cell named {wanted}")
+            if each.samples is not None and each.samples <= self.evaluation.samples:
+                raise ValueError(
+                    f"evaluation.settings: samples {each.samples} is not allowed; it must be above the usual "
+                    f"{self.evaluation.samples}"
+                )
+        if self.training and self.training.batch % (self.training.processes * self.training.accumulation):
+            raise ValueError(
+                f"training.batch: {self.training.batch} is not allowed; it must be a multiple of processes x "
+                f"accumulation, {self.training.processes} x {self.training.accumulation}"
+            )
+        if self.trained and any(cell.source == "fetch" for cell in self.cells.values()):
+            raise ValueError("cells: some are fetched and some trained; a profile does one of the two")
+        for section in ("network", "training"):
+            if self.trained and getattr(self, section) is None:
+                raise ValueError(f"{section} is missing")
+            if not self.trained and getattr(self, section) is not None:
+                raise ValueError(f"{section} must be absent where no network is trained")
+        for name, cell in self.cells.items():
+            self._check_cell(name, cell)
+        return self
+
+    def _check_cell(self, name: str, cell: CellParams) -> None:
+        from fdm.process.frameworks import FRAMEWORKS
+
+        if cell.framework not in FRAMEWORKS:
+            known = ", ".join(FRAMEWORKS)
+            raise ValueError(f"cells.{name}.framework: {cell.framework!r} is not allowed; it must be one of {known}")
+        if "." in name:
+            raise ValueError(f"cells.{name}: a name has no dot, which DVC reads as a path")
+        if not f"{name}-".startswith(f"{cell.framework}-{cell.kernel}-"):
+            raise ValueError(f"cells.{name}: the name of a cell begins with {cell.framework}-{cell.kernel}")
+        if cell.start is not None and (
+            cell.start not in self.cells or cell.start == name or self.cells[cell.start].source != "train"
+        ):
+            raise ValueError(f"cells.{name}.start: {cell.start!r} is not allowed; it must be a cell that is trained")
+        if cell.start is not None:
+            parent, where = self.cells[cell.start], f"cells.{name}.start: {cell.start!r} is not allowed"
+            if missing := [seed for seed in self.seeds_of(name) if seed not in self.seeds_of(cell.start)]:
+                raise ValueError(f"{where}; it is not trained with the seed {missing[0]}")
+            kinds = [(FRAMEWORKS[each.framework].architecture, each.channel_mult) for each in (cell, parent)]
+            if kinds[0] != kinds[1]:
+                raise ValueError(f"{where}; its network is another")
+        if self.network is not None:
+            depth = len(cell.channel_mult or self.network.channel_mult) - 1
+            if self.dataset.resolution % 2**depth:
+                raise ValueError(
+                    f"cells.{name}: {depth} halvings do not divide a resolution of {self.dataset.resolution}"
+                )
+
+    def seeds_of(self, cell: str) -> list[int]:
+        """The seeds of a cell; raises FdmError for a cell that the profile does not have."""
+        if cell not in self.cells:
+            raise FdmError(f"{self.params_file} has no cell named {cell}; it has {', '.join(self.cells)}.")
+        return self.cells[cell].seeds or self.seeds
+
+    def runs_of(self, cell: str) -> list[str]:
+        """Names of the runs of a cell, <cell>-<seed>."""
+        return [f"{cell}-{seed}" for seed in self.seeds_of(cell)]
+
+    @functools.cached_property
+    def runs(self) -> Mapping[str, RunParams]:
+        """All runs by name, in an order in which each comes after the one that it starts from."""
+        return dict(self._runs())
+
+    def _runs(self) -> Iterator[tuple[str, RunParams]]:
+        for name, cell in sorted(self.cells.items(), key=lambda each: each[1].source == "finetune"):
+            for seed in self.seeds_of(name):
+                values = cell.model_dump(exclude={"seeds"}) | {"cell": name, "seed": seed}
+                yield f"{name}-{seed}", RunParams.model_validate(values)
+
+    @property
+    def trained(self) -> dict[str, RunParams]:
+        """The runs that are trained here."""
+        return {name: run for name, run in self.runs.items() if run.source in ("train", "finetune")}
+
+    @property
+    def build(self) -> Path:
+        """Folder of what DVC caches: data, features, checkpoints."""
+        return root() / "build" / self.profile
+
+    @property
+    def results(self) -> Path:
+        """Folder of what is committed: tables, figures, measurements, executed notebooks."""
+        return root() / "results" / self.profile
+
+    @property
+    def dataset_file(self) -> Path:
+        """The prepared data set."""
+        return self.build / "dataset.safetensors"
+
+    @property
+    def reference_file(self) -> Path:
+        """Features of the real images."""
+        return self.build / "reference" / "features.safetensors"
+
+    @property
+    def here(self) -> Path:
+        """What was measured on this machine: calibration.csv, runs/<cell>/, notebooks/."""
+        return self.build / "here"
+
+    def checkpoints(self, run: str) -> Path:
+        """Folder of a run's checkpoints, as they were trained here or fetched."""
+        return self.build / "checkpoints" / run
+
+    def logs(self, run: str) -> Path:
+        """Folder of a run's log of training."""
+        return self.build / "logs" / run
+
+    def scores(self, run: str) -> Path:
+        """What was measured of a run, by all that shapes it."""
+        return self.build / "scores" / f"{run}.json"
+
+    def recorded(self, cell: str) -> Path:
+        """Folder of a cell's measurements and pictures on record."""
+        return self.results / "runs" / cell
+
+    def run(self, name: str) -> RunParams:
+        """Parameters of one run; raises FdmError for a name that the profile does not have."""
+        if name not in self.runs:
+            raise FdmError(f"{self.params_file} has no run named {name}; it has {', '.join(self.runs)}.")
+        return self.runs[name]
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML that refuses a key given twice, which would otherwise silently win."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+        keys = [self.construct_object(key) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise FdmError(f"line {node.start_mark.line + 1}: the key {key} is given twice.")
+        return super().construct_mapping(node, deep)
+
+
+def _table(keys: tuple[int | str, ...]) -> type[BaseModel]:
+    """The table of parameters at that place in a profile."""
+    if not keys:
+        return Profile
+    if keys[0] == "cells":
+        return CheckpointParams if keys[-1] == "checkpoint" else CellParams
+    if keys[:2] == ("evaluation", "settings"):
+        return SettingParams
+    annotation = Profile.model_fields[str(keys[0])].annotation
+    (table,) = [t for t in (annotation, *get_args(annotation)) if isinstance(t, type) and issubclass(t, BaseModel)]
+    return table
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"] if part != "[key]")
+    if first["type"] == "value_error":
+        return f"{key}: " * (first["loc"][:1] == ("cells",)) + str(first["ctx"]["error"])
+    if first["type"] == "extra_forbidden":
+        return f"{key} is not a known key; allowed here are {', '.join(_table(first['loc'][:-1]).model_fields)}"
+    if first["type"] == "missing":
+        return f"{key} is missing"
+    return f"{key}: {first['input']!r} is not allowed; {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def load(params_file: str | Path) -> Profile:
+    """Read and check a profile; raises FdmError with one sentence that names the key, the value and what is allowed.
+
+    A relative path is taken from the project's root.
+    """
+    path = root() / params_file
+    if not path.is_file():
+        known = ["digits", *sorted(p.parent.name for p in (root() / "profiles").glob("*/params.yaml"))]
+        raise FdmError(f"There is no {params_file}; the profiles are {', '.join(known)}.")
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
+        profile = Profile.model_validate(values)
+    except ValidationError as error:
+        raise FdmError(f"{params_file}: {_sentence(error)}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise FdmError(f"{params_file} is not valid YAML: {' '.join(str(error).split())}.") from error
+    except FdmError as error:
+        raise FdmError(f"{params_file}, {error}") from error
+    # A copy that still names the original would overwrite the original's results.
+    default = path.parent == root()
+    name = "digits" if default else path.parent.name
+    place = ("params.yaml", ".") if default else (f"profiles/{name}/params.yaml", "../..")
+    for key, value in {"profile": name, "params_file": place[0], "root": place[1]}.items():
+        if getattr(profile, key) != value:
+            raise FdmError(
+                f"{params_file}: {key}: {getattr(profile, key)!r} is not allowed; in this place it is {value!r}."
+            )
+    return profile
+
+
+def find(name: str) -> Profile:
+    """The profile of that name: `digits` from params.yaml, any other from profiles/<name>/params.yaml."""
+    return load("params.yaml" if name == "digits" else f"profiles/{name}/params.yaml")

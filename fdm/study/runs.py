@@ -1,0 +1,429 @@
+"""Train and score the runs of a profile, several at once where there are cores for it.
+
+What is computed here stays under build/<profile>/: checkpoints, logs, and this machine's measurements. The record is
+committed: training/<cell>.csv, runs/<cell>/ and networks/ under results/<profile>/. Where a cell agrees with its record
+nothing is written; one that does not is written, and named (see `agreement`).
+"""
+
+import functools
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from threadpoolctl import threadpool_limits
+from tqdm import tqdm
+
+from fdm.data import datasets, downloads
+from fdm.files import FdmError, digest, replace, root, sha256, write_json, write_text
+from fdm.model import checkpoints, released
+from fdm.params import SNAPSHOTS, snapshot_name
+from fdm.process.frameworks import FRAMEWORKS
+from fdm.study import agreement, cards, closure, measure, measurements, provenance
+from fdm.study.profiles import Profile
+from fdm.training import augmentation, loop, processes
+
+KEPT = 2_000_000  # bytes of a network that is kept in git
+
+Advance = Callable[[int], None] | None  # is told of images, or of evaluations, as they are worked on
+
+
+def _source() -> str:
+    return closure.listing(*closure.CLOSURES["training"], *closure.CLOSURES["scoring"], "samplers")
+
+
+SOURCE = _source()  # as it was when it was imported, and so computes
+
+_count: Any = None  # in a process of the pool: what has been done so far, by all of them
+
+
+def at_once(profile: Profile, count: int) -> int:
+    """How many runs are computed at once: one for each core, where each has one thread on a CPU; else one.
+
+    Processes of several threads could hang, as they are forked from one whose own threads have computed.
+    """
+    if processes.device() != "cpu" or count > 1 or profile.threads > 1:
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(len(profile.runs), cores)
+
+
+def _start(threads: int, log: Path, count: Any) -> None:
+    """Set up a process: its threads, and a log file in place of the terminal, where progress bars would mix."""
+    global _count
+    _count = count
+    torch.set_num_threads(threads)
+    threadpool_limits(threads)  # NumPy's, which would otherwise take all cores in each process
+    sys.stderr = log.open("a", buffering=1)
+
+
+def _advance(n: int) -> None:
+    with _count.get_lock():
+        _count.value += n
+
+
+def _unchanged() -> None:
+    """Raise FdmError when the source has changed since it was imported: results would be named by the new one."""
+    if _source() != SOURCE:
+        raise FdmError(
+            "The source in fdm/ has changed while it computed; run dvc repro again, which names what it uses."
+        )
+
+
+def each(
+    profile: Profile,
+    runs: Iterable[str],
+    work: Callable[[Profile, str, Advance], Any],
+    done: Callable[[str, Any], None],
+    count: int,
+    total: int,
+    unit: str,
+) -> None:
+    """Call `work(profile, run, advance)` for each of the runs, several at once, and `done(run, value)` as each ends.
+
+    `count` is the number of processes that one run takes.
+
+    `total` is the sum of what `work` tells `advance`. When one fails or is killed, what others finished is kept.
+    Raises the FdmError of a run that failed.
+    """
+    runs = [*runs]
+    n = min(at_once(profile, count), max(len(runs), 1))
+    if n == 1:
+        torch.set_num_threads(profile.threads)
+        for name in runs:
+            done(name, work(profile, name, None))
+        return
+    fork = multiprocessing.get_context("fork")  # which spares each process the seconds of importing torch
+    counted, log = fork.Value("q", 0), root() / "work" / f"{profile.profile}.log"
+    log.parent.mkdir(exist_ok=True)
+    with ProcessPoolExecutor(n, fork, _start, (profile.threads, log, counted)) as pool:
+        waiting = {pool.submit(work, profile, name, _advance): name for name in runs}
+        # Only now, as the processes that were forked would have its locks.
+        bar = tqdm(total=total, unit=unit, unit_scale=True, desc=f"{profile.profile}, {n} runs at once")
+        try:
+            while waiting:
+                ended, _ = wait(waiting, timeout=0.5, return_when="FIRST_COMPLETED")
+                bar.update(counted.get_obj().value - bar.n)  # without its lock, which a killed process may hold
+                for future in ended:
+                    done(waiting.pop(future), future.result())
+                    bar.set_postfix_str(f"{len(runs) - len(waiting)} of {len(runs)} runs", refresh=False)
+        except BrokenProcessPool as error:
+            raise FdmError(
+                "A process that computed a run was killed, for want of memory perhaps; what was finished is kept, and "
+                "dvc repro goes on from there."
+            ) from error
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+        finally:
+            bar.close()
+
+
+def _remove_others(folder: Path, names: Iterable[str]) -> None:
+    """Remove what a folder holds of runs that the profile no longer has."""
+    for path in set(folder.glob("*")) - {folder / name for name in names}:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _say(profile: Profile, what: str, where: str, cells: Iterable[str], kept: list[str]) -> None:
+    """One line on what agreed with the record and what did not."""
+    cells = [*cells]
+    renewed = [cell for cell in cells if cell not in kept]
+    agreed = f"{what}: {len(kept)} of {len(cells)} cells agree with results/{profile.profile}/{where}, left as it is"
+    print(agreed + (f"; written there: {', '.join(renewed)}" if renewed else ""), file=sys.stderr)
+
+
+# ------------------------------------------------------------------------------------------------------ training
+
+
+def dataset_of(profile: Profile) -> datasets.Dataset:
+    """The prepared data set; raises FdmError where it is missing or damaged."""
+    return datasets.load(profile.dataset_file)
+
+
+def specify(profile: Profile, name: str, dataset: datasets.Dataset) -> dict[str, Any]:
+    """The sections `network`, `denoiser`, `run` and `training` of the description of a run's checkpoints.
+
+    Raises FdmError for a run that is not trained here.
+    """
+    run, net, par = profile.run(name), profile.network, profile.training
+    if name not in profile.trained or net is None or par is None:
+        raise FdmError(f"{name} is no network that is trained here: its source is {run.source}.")
+    channels, resolution, _ = dataset.shape
+    return {
+        "network": {
+            "architecture": FRAMEWORKS[run.framework].architecture,
+            "resolution": resolution,
+            "channels": channels,
+            "label_dim": dataset.classes if profile.dataset.conditional else 0,
+            "augment_dim": augmentation.LABELS if par.augment > 0 else 0,
+            "model_channels": net.model_channels,
+            "channel_mult": run.channel_mult or net.channel_mult,
+            "num_blocks": net.num_blocks,
+            "attn_resolutions": net.attn_resolutions,
+            "dropout": net.dropout,
+        },
+        "denoiser": run.model_dump(include={"framework", "kernel", "multiplier", "ve_multiplier", "tau"}),
+        "run": run.model_dump(exclude={"cell", "seeds", "source", "start"}),
+        "training": par.model_dump(exclude={"state_kimg"}),
+    }
+
+
+def expected(profile: Profile, name: str, dataset: datasets.Dataset) -> dict[str, Any] | None:
+    """What a checkpoint's description must say; of a published network, that it is of the run's model and data."""
+    run, (channels, resolution, _) = profile.run(name), dataset.shape
+    if run.source == "analytic":
+        return None
+    if name in profile.trained:
+        return specify(profile, name, dataset)
+    label_dim = dataset.classes if profile.dataset.conditional else 0
+    return {
+        "network": {"resolution": resolution, "channels": channels, "label_dim": label_dim},
+        "denoiser": {"framework": run.framework, "kernel": run.kernel},
+    }
+
+
+def parent_of(profile: Profile, name: str) -> str | None:
+    """The run that a run starts from, or None where it starts from fresh weights."""
+    run = profile.run(name)
+    return f"{run.start}-{run.seed}" if run.start else None
+
+
+def experiment(profile: Profile, name: str, dataset: datasets.Dataset) -> str:
+    """What a run's training is called: a hash of all that shapes the network, the same on every machine."""
+    parent = parent_of(profile, name)
+    shape = {
+        "description": specify(profile, name, dataset), "dataset": dataset.sha256, "code": closure.identity("training"),
+    }  # fmt: skip
+    return digest(shape | ({"start": experiment(profile, parent, dataset)} if parent else {}))
+
+
+def training_of(profile: Profile, name: str, dataset: datasets.Dataset) -> loop.Training:
+    """A run of the profile as the training loop takes it."""
+    par, parent = profile.training, parent_of(profile, name)
+    description = specify(profile, name, dataset)
+    assert par is not None  # or specify would have refused
+    return loop.Training(
+        name, experiment(profile, name, dataset), description, profile.run(name), par, profile.threads,
+        profile.checkpoints(parent) / snapshot_name(SNAPSHOTS[-1]) if parent else None,
+    )  # fmt: skip
+
+
+def _train(profile: Profile, run: str, advance: Advance) -> dict[str, Any]:
+    dataset, folder = dataset_of(profile), profile.checkpoints(run)
+    training, work = training_of(profile, run, dataset), root() / "work"
+    _unchanged()
+    trained = loop.train(training, dataset, folder, profile.logs(run), work, processes.device(), advance)
+    try:
+        _unchanged()
+    except FdmError:
+        (folder / checkpoints.EXPERIMENT).unlink(missing_ok=True)  # so that it is trained again
+        raise
+    return trained
+
+
+def train(profile: Profile) -> pd.DataFrame:
+    """Train every run whose checkpoints are not there; returns the loss along the training, as it is on record.
+
+    Columns: run, experiment, images, loss, lr. Raises FdmError as `training.loop.train` does.
+    """
+    par, dataset = profile.training, dataset_of(profile)
+    assert par is not None  # a profile that trains nothing has no such stage
+    _remove_others(profile.build / "checkpoints", profile.runs)
+    found: dict[str, dict[str, Any]] = {}
+    for source in ("train", "finetune"):  # which starts from what the first have left
+        names = [name for name, run in profile.trained.items() if run.source == source]
+        each(profile, names, _train, found.__setitem__, par.processes, len(names) * loop.steps(par) * par.batch, "img")
+    kept, tables = [], []
+    cells = list(dict.fromkeys(run.cell for run in profile.trained.values()))
+    for cell in cells:
+        histories = [
+            pd.DataFrame(found[run]["history"])[["images", "loss", "lr"]].assign(
+                run=run, experiment=experiment(profile, run, dataset)
+            )
+            for run in profile.runs_of(cell)
+        ]
+        here = agreement.read_back(pd.concat(histories)[["run", "experiment", "images", "loss", "lr"]])
+        path = profile.results / "training" / f"{cell}.csv"
+        if agreement.losses(path, here):
+            kept.append(cell)
+        else:
+            write_text(path, here.to_csv(index=False))
+        tables.append(measurements.read(path))
+    _say(profile, "training losses", "training", cells, kept)
+    _remove_others(profile.results / "training", [f"{cell}.csv" for cell in cells])
+    return pd.concat(tables, ignore_index=True)
+
+
+def train_launched(profile: Profile, name: str) -> Path:
+    """Train one run in the processes that accelerate launched; returns the folder that `train` then takes it from.
+
+    Raises FdmError where the run that it starts from has not been trained, or otherwise than the profile says.
+    """
+    dataset, first = dataset_of(profile), os.environ.get("RANK", "0") == "0"
+    training, parent = training_of(profile, name, dataset), parent_of(profile, name)
+    if parent and _called(profile.checkpoints(parent)) != experiment(profile, parent, dataset):
+        raise FdmError(
+            f"{name} starts from {parent}, which is not trained as {profile.params_file} says; train it first."
+        )
+    return loop.train_launched(training, dataset, root() / "work", processes.device(), first)
+
+
+def _called(folder: Path) -> str | None:
+    """What the training behind a folder of checkpoints is called, or None where nothing tells."""
+    try:
+        return measure.trained_as(folder)
+    except FdmError:
+        return None
+
+
+def fetch(profile: Profile) -> None:
+    """Fetch the published networks of a profile into downloads/ and import each as a run's last checkpoint.
+
+    Raises FdmError when one cannot be had or is refused. Whether it is of the run's model is checked when it is scored.
+    """
+    _remove_others(profile.build / "checkpoints", profile.runs)
+    for name, run in profile.runs.items():
+        if run.checkpoint is None:
+            continue
+        path, folder = downloads.fetch(run.checkpoint.url, run.checkpoint.sha256), profile.checkpoints(name)
+        target = folder / snapshot_name(SNAPSHOTS[-1])
+        released.import_checkpoint(path, target, {"run": name, "images": round(run.checkpoint.kimg * 1000)})
+        about = checkpoints.describe(target)
+        called = digest([sha256(path), about["weights"]])
+        write_json(folder / checkpoints.EXPERIMENT, {"run": name, "experiment": called})
+        print(f"{target}: {about['published']}, sha256 {about['sha256']}, {about['denoiser']}, {about['network']}")
+
+
+# ------------------------------------------------------------------------------------------------------- scoring
+
+
+def reference(profile: Profile) -> pd.DataFrame:
+    """Compute the features of the real images, and the floor of each metric; returns the floor as it is on record."""
+    torch.set_num_threads(profile.threads)
+    path, dataset = profile.reference_file, dataset_of(profile)
+    measure.make_reference(profile, dataset, path, processes.device())
+    _, everything, made_by = measure.load_reference(profile, path)
+    about = {"shape": [*dataset.shape], "classes": dataset.classes}
+    write_json(path.with_name("reference.json"), made_by | about)
+    floor = agreement.read_back(measure.calibrate(profile, everything, made_by))
+    record = profile.results / "calibration.csv"
+    write_text(profile.here / "calibration.csv", floor.to_csv(index=False))
+    if not agreement.floor(record, floor):
+        write_text(record, floor.to_csv(index=False))
+    return measurements.read(record)
+
+
+def _score(profile: Profile, run: str, advance: Advance) -> pd.DataFrame:
+    dataset, device = dataset_of(profile), processes.device()
+    _unchanged()
+    rows = measure.evaluate(profile, run, dataset, expected(profile, run, dataset), device, advance)
+    try:
+        _unchanged()
+    except FdmError:
+        profile.scores(run).unlink(missing_ok=True)
+        raise
+    if run in _shown(profile):
+        measure.pictures(profile, run, dataset, _pictures_here(profile, run), device)
+    return rows
+
+
+def _shown(profile: Profile) -> list[str]:
+    """The runs whose network and samples are on record: the first of each cell, in a profile that keeps them."""
+    return [profile.runs_of(cell)[0] for cell in profile.cells] if profile.keep_networks else []
+
+
+def _pictures_here(profile: Profile, run: str) -> Path:
+    return profile.here / "runs" / profile.run(run).cell / "pictures.safetensors"
+
+
+def evaluate(profile: Profile) -> pd.DataFrame:
+    """Score every run; returns the measurements of all, as they are on record.
+
+    What was measured here goes to build/<profile>/here/runs/. It also goes on record where the record is of something
+    else or does not agree: each cell as soon as its runs are scored. Raises FdmError as `measure.evaluate` does.
+    """
+    found: dict[str, pd.DataFrame] = {}
+    kept: list[str] = []
+    started = time.time()
+
+    def done(run: str, rows: pd.DataFrame) -> None:
+        found[run] = rows
+        cell = profile.run(run).cell
+        if set(profile.runs_of(cell)) <= found.keys() and _settle(profile, cell, found, started):
+            kept.append(cell)
+
+    total = sum(s.nfe * s.samples for run in profile.runs for s in measure.settings(profile, run))
+    each(profile, profile.runs, _score, done, profile.evaluation.processes, total, "eval")
+    _say(profile, "measurements", "runs", profile.cells, kept)
+    for folder in (profile.results, profile.here):
+        _remove_others(folder / "runs", profile.cells)
+    if profile.keep_networks:
+        (profile.results / "networks").mkdir(parents=True, exist_ok=True)  # which stays empty for large networks
+        names = [f"{run}.{end}" for run in _shown(profile) for end in cards.ENDS]
+        _remove_others(profile.results / "networks", names)
+    return measurements.table(profile)
+
+
+def _settle(profile: Profile, cell: str, found: dict[str, pd.DataFrame], started: float) -> bool:
+    """Put a cell's measurements, pictures and network on record, unless the record agrees; returns whether it does."""
+    rows = pd.concat([found[run] for run in profile.runs_of(cell)], ignore_index=True)
+    measured, source = agreement.read_back(rows), profile.here / "runs" / cell
+    text = measured.to_csv(index=False)
+    write_text(source / "measurements.csv", text)
+    path = profile.recorded(cell) / "measurements.csv"
+    if agreement.measurements(profile, path, measured) and _whole(profile, cell):
+        return True
+    write_text(path, text)
+    first = profile.runs_of(cell)[0]
+    if first in _shown(profile):
+        _copy(_pictures_here(profile, first), path.with_name("pictures.safetensors"))
+        if _in_git(profile, first):
+            network = profile.checkpoints(first) / snapshot_name(SNAPSHOTS[-1])
+            _copy(network, profile.results / "networks" / f"{first}.safetensors")
+            write_text(profile.results / "networks" / f"{first}.md", cards.card(profile, first, measured))
+    seconds = sum(_seconds(profile, run) for run in profile.runs_of(cell))
+    provenance.record(
+        profile.results / "provenance" / f"{cell}.json", digest(text), started, cell=cell, training_seconds=seconds
+    )
+    return False
+
+
+def _in_git(profile: Profile, run: str) -> bool:
+    """Whether the last network of a run is kept in git: one that was trained here, and is small."""
+    network = profile.checkpoints(run) / snapshot_name(SNAPSHOTS[-1])
+    return run in profile.trained and network.stat().st_size <= KEPT
+
+
+def _whole(profile: Profile, cell: str) -> bool:
+    """Whether the record of a cell has all its files, and its network is the one that was scored."""
+    first = profile.runs_of(cell)[0]
+    if first not in _shown(profile):
+        return True
+    folder, small = profile.recorded(cell), _in_git(profile, first)
+    try:
+        network = profile.results / "networks" / f"{first}.safetensors"
+        weights = checkpoints.load(network)[1]["weights"] if small else None
+        rows = measurements.read(folder / "measurements.csv")
+    except (FdmError, OSError, KeyError):
+        return False
+    scored = set(rows[(rows["duration"] == 1) & (rows["run"] == first)]["checkpoint"].astype(str))
+    return (folder / "pictures.safetensors").is_file() and (not small or scored == {str(weights)[:12]})
+
+
+def _seconds(profile: Profile, run: str) -> float:
+    told = profile.logs(run) / "finished.json"
+    return round(json.loads(told.read_text())["seconds"], 1) if told.exists() else 0.0
+
+
+def _copy(source: Path, target: Path) -> None:
+    replace(target, functools.partial(shutil.copyfile, source))

@@ -1,0 +1,1 @@
+"""How a denoiser is learnt: the loop, its state and processes, and the objectives."""
