@@ -131,9 +131,11 @@ def _launched(training: loop.Training, dataset: Dataset, work: Path) -> str:
         home = loop.train_launched(training, dataset, work, "cpu", first)
     (home / state.FINISHED).unlink()  # what the first does when there is no other
     loop.train_launched(training, dataset, work, "cpu", True)
-    (work / "c").mkdir()
-    (work / "c" / "stale").touch()
-    loop.train(training, dataset, work / "c", work / "l", work)  # which takes what they have left
+    for folder, leftover in (("c", "stale"), ("l", ".log.part")):
+        (work / folder).mkdir()
+        (work / folder / leftover).touch()
+    advance = (lambda n: None) if work.name == "plain" else None
+    loop.train(training, dataset, work / "c", work / "l", work, "cpu", advance)  # which takes what they have left
     return hash_of(*(tensor for _, tensor in sorted(load_file(work / "c" / snapshot_name(1.0)).items())))
 
 

@@ -1,6 +1,5 @@
 """What a sampler is: an algorithm for dx/dsigma = (x - D(x; sigma)) / sigma that gets grid and noise from outside."""
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -34,14 +33,6 @@ class Sampler(NamedTuple):
             low, high = self.options[name]
             if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
                 raise ValueError(f"{name}: {value!r} is not allowed for {self.label}; it must be {low:g} to {high:g}")
-
-    def named(self, options: Mapping[str, float]) -> str:
-        """The label with its options: DDIM, eta = 0.5."""
-        return ", ".join([self.label, *(f"{name} = {value:g}" for name, value in sorted(options.items()))])
-
-    def default(self, option: str) -> float:
-        """The value of an option that is not given."""
-        return inspect.signature(self.sample).parameters[option].default
 
 
 def one_a_step(nfe: int, to_zero: bool) -> int:

@@ -335,13 +335,11 @@ def _features(
 ) -> Tensor:
     """Features of a setting's samples from all processes, (samples, d), in the order of their seeds."""
     parts: list[tuple[int, Tensor]] = []
-    options: dict[str, Any] = dict(setting.options)
+    options: dict[str, Any] = {"sigma_max": setting.sigma_max, **dict(setting.options)}
     for seeds in _batches(setting, par, accelerator):
         processes.use_tf32(par.precision == "tf32")
         with accelerator.autocast():
-            images = generation.sample(
-                denoiser, seeds, setting.sampler, setting.nfe, device, setting.sigma_max, **options
-            )
+            images = generation.sample(denoiser, seeds, setting.sampler, setting.nfe, device, **options)
         processes.use_tf32(False)  # features are the yardstick: exact, whatever the networks are computed in
         parts.append((seeds.start, extract(images)))
         tell(setting.nfe * len(images))

@@ -65,17 +65,7 @@ def trajectory(
 
 
 @torch.inference_mode()
-def sample(
-    denoiser: Denoise,
-    seeds: range,
-    sampler: str,
-    nfe: int,
-    device: str = "cpu",
-    sigma_max: float = SIGMA_MAX,
-    grid: str | None = None,
-    to_zero: bool | None = None,
-    **options: Any,
-) -> Tensor:
-    """The samples of `seeds` as one batch, uint8 (N, C, H, W) on the CPU; the rest as in `trajectory`."""
-    *_, x = trajectory(denoiser, seeds, sampler, nfe, device, sigma_max, grid, to_zero, **options)
+def sample(denoiser: Denoise, seeds: range, sampler: str, nfe: int, device: str = "cpu", **how: Any) -> Tensor:
+    """The samples of `seeds` as one batch, uint8 (N, C, H, W) on the CPU; `how` is what `trajectory` takes besides."""
+    *_, x = trajectory(denoiser, seeds, sampler, nfe, device, **how)
     return to_uint8(x).cpu()

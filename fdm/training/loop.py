@@ -121,8 +121,12 @@ def train(
             advance(steps(par) * par.batch)
         return known
     with state.alone(home, training.name):
+        for leftover in logs.glob(".*.part"):  # of a writer that was killed
+            leftover.unlink()
         if not state.is_finished(home):
             processes.launch(_loop, (training, dataset, home, device, advance), par.processes)
+        elif advance:
+            advance(steps(par) * par.batch)
         done = json.loads((home / state.FINISHED).read_text())
         folder.mkdir(parents=True, exist_ok=True)
         (logs / state.FINISHED).unlink(missing_ok=True)
