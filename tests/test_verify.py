@@ -107,6 +107,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     with contextlib.chdir(folder):
+        write_text(Path("results/accepted.csv"), "closure,old,new,revision\n")
         write_text(Path(".gitignore"), "build/\nwork/\n.dvc/tmp/\n.dvc/cache/\n")
         run("git", "init", "-q")
         profile = profiles.find("digits")
