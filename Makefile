@@ -86,8 +86,7 @@ check-fast: style
 
 test: style
 	@# Two processes: the pipeline's tests take as long as the others together.
-	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term-missing:skip-covered \
-		--durations=12 tests/test_pipeline.py tests
+	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=12 tests/test_pipeline.py tests
 
 lab: .venv/ready
 	jupyter lab notebooks

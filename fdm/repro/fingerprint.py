@@ -23,11 +23,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fdm.data import sources
-from fdm.data.datasets import Dataset
+from fdm.data import gaussians, sources
+from fdm.data.datasets import Dataset, to_float
 from fdm.files import digest, relative, write_json
 from fdm.metrics import distances, features
-from fdm.model import checkpoints
+from fdm.model import checkpoints, oracle
 from fdm.model.denoiser import Denoiser
 from fdm.params import SNAPSHOTS, snapshot_name
 from fdm.samplers import SAMPLERS
@@ -241,6 +241,14 @@ def _of_scoring(folder: Path, dataset: Dataset) -> Iterator[tuple[str, str]]:
             "scoring: above the limit",
             hash_of(torch.tensor([row["value"] for row in rows_above], dtype=torch.float64)),
         )
+    mixture = gaussians.class_gaussians(to_float(dataset.images), dataset.labels, components=2, rank=3)
+    drawn, components = mixture.draw_labelled(6, torch.Generator().manual_seed(5))
+    told = torch.eye(10)[dataset.labels[:6]]
+    noisy = [mixture(drawn + sigma, torch.tensor(sigma), labels) for sigma in (0.1, 3.0) for labels in (None, told)]
+    yield "scoring: exact, of low rank", hash_of(drawn, components, *noisy)
+    simple = oracle.Mixture.reference()
+    one = simple.draw(5, torch.Generator().manual_seed(5))
+    yield "scoring: exact, of one dimension", hash_of(one, *simple.cumulants(one, torch.tensor(0.5)))
     colour = dataset.images[:8].expand(-1, 3, -1, -1)
     yield "scoring: colour", hash_of(features.extractor("efficientnet-lite0")[0](colour))
 
