@@ -439,7 +439,10 @@ def test_a_bad_cell_stops_with_one_sentence(study, capsys, name, cell, sentence)
         ({"nfe": [5], "grid": "linear"}, ": grid 'linear' is not known; there are karras, log-snr, log-snr-float32"),
         ({"nfe": [5], "sigma_max": [-1.0]}, ".0.sigma_max.0."),
         ({"nfe": [5], "cells": ["edm"]}, ": there is no cell named edm"),
-        ({"nfe": [5], "samples": 300}, ": samples 300 is not allowed; it must be above the usual 300"),
+        (
+            {"nfe": [5], "samples": 300, "cells": ["edm-fdm"]},
+            ": samples 300 is not allowed; it must be above the usual 300",
+        ),
     ],
 )
 def test_a_bad_setting_stops_with_one_sentence(study, capsys, setting, sentence):

@@ -158,10 +158,10 @@ def rounding(profile: Profile) -> pd.DataFrame:
 def spreads(profile: Profile) -> pd.DataFrame:
     """Deviation of each distance's logarithm over runs with other seeds, from the same models of the ablations.
 
-    Indexed by framework, kernel, duration, sampler, nfe and metric: deviation, and the number of trainings. Empty for
-    a profile that is not on the digits.
+    Indexed by framework, kernel, duration, sampler, options, nfe and metric: deviation, and the number of trainings.
+    Empty for a profile that is not on the digits.
     """
-    columns = ["framework", "kernel", "duration", "sampler", "nfe", "metric"]
+    columns = ["framework", "kernel", "duration", "sampler", "options", "nfe", "metric"]
     path = root() / "results" / "ablations" / "measurements.csv"
     rows = _read(path) if profile.dataset.name == "digits" else None
     if rows is None:
@@ -201,7 +201,9 @@ def intervals(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
         if share:
             low, high = wilson(value, row["n_reference" if row["metric"] == "recall" else "n"])
         widths = {}
-        key = tuple(row[column] for column in ("framework", "kernel", "duration", "sampler", "nfe", "metric"))
+        key = tuple(
+            row[column] for column in ("framework", "kernel", "duration", "sampler", "options", "nfe", "metric")
+        )
         if value > 0 and not share and key in by_seed.index:
             seeds = by_seed.loc[key]
             t = float(stdtrit(seeds["trainings"] - 1, 0.5 + LEVEL / 2))

@@ -70,6 +70,8 @@ class SettingParams(BaseModel):
         for share in self.duration:
             if share not in SNAPSHOTS:
                 raise ValueError(f"{where}: duration {share} is not allowed; networks are kept at {SNAPSHOTS}")
+        if self.samples is not None and not self.cells:
+            raise ValueError(f"{where}: samples {self.samples} needs cells, those that are measured with so many")
         try:
             entry.check(self.model_extra or {})
             for nfe in self.nfe:
