@@ -25,6 +25,7 @@ CODE = {"prepare": ["data.sources"], "fetch": ["model.released"], "publish": ["r
 # What takes long depends on what its source is proven to be equal to: see `closure.identity`. 02 and 03 only show what
 # they have trained and scored, and better pictures must retrain nothing.
 PROVEN = {"02_train": "training", "reference": "scoring", "03_evaluate": "scoring"}
+REFERENCE = ("extractor", "reference", "samples", "batch")  # parameters of the evaluation behind the floor
 HEAD = "# Written by python -m fdm pipeline from the table of stages in fdm/repro/pipeline.py; a test checks it.\n"
 
 
@@ -76,7 +77,8 @@ def stages(profile: Profile) -> dict[str, dict[str, Any]]:
                               ["results/published"], [], [f"{figures}/06_published_code"]),
         "prepare": stage("The data set, as one checksummed file.", "prepare", "prepare", [], ["dataset"], [dataset]),
         "reference": stage("Features of the real images, and the floor of each metric, real against real.",
-                           "reference", "reference", [dataset], ["evaluation", "threads"],
+                           "reference", "reference", [dataset],
+                           [*(f"evaluation.{key}" for key in REFERENCE), "threads"],
                            [features, f"{results}/calibration.csv"]),
         "fetch": stage("The published networks, imported.", "fetch", "fetch", [], models, [checkpoints]),
         "train": notebook("Every model, with checkpoints at each quarter of the budget; those that are there are kept.",
