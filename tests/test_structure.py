@@ -28,6 +28,7 @@ from fdm.repro import notebooks, pipeline
 from fdm.samplers import SAMPLERS
 from fdm.samplers.grids import GRIDS
 from fdm.study import closure, measurements, profiles, show
+from fdm.tasks import generation
 
 from .conftest import ROOT, change
 
@@ -162,6 +163,8 @@ def test_a_framework_is_called_by_its_label_and_has_a_known_network():
         assert name == process.label.lower()
         assert process.architecture in get_args(Architecture)
         assert 0 < process.sigma_range[0] < process.sigma_range[1]
+    # Twice, so that checking parameters by name needs no sampling.
+    assert profiles.USUAL_TOP == generation.SIGMA_MAX
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

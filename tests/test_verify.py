@@ -287,7 +287,7 @@ def test_the_limit_of_misses_is_rarely_passed_by_chance_and_the_interval_of_a_sh
 
 def test_another_training_may_differ_as_the_seeds_of_the_ablation_do(profile):
     rows = measurements.select(
-        measurements.table(profile), metric=FD, duration=1.0, sampler="heun", nfe=25, options=measurements.USUAL
+        measurements.table(profile), metric=FD, duration=1.0, sampler="heun", nfe=25, options=profiles.USUAL
     )
     parts = []
     for seed in range(5):  # whose logarithms differ by 0.1 a seed

@@ -17,8 +17,8 @@ from fdm.params import SNAPSHOTS, snapshot_name
 from fdm.repro import pipeline
 from fdm.study import agreement, effects, measurements
 from fdm.study.claims import PAPER
-from fdm.study.measurements import MODELS, USUAL, label, select
-from fdm.study.profiles import USUAL_TOP, Profile
+from fdm.study.measurements import MODELS, label, select
+from fdm.study.profiles import USUAL, USUAL_TOP, Profile
 from fdm.study.tables import sampler_label
 
 SHARES = {f"{share:.0%}": share for share in SNAPSHOTS}

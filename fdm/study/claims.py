@@ -143,6 +143,11 @@ def claims_of_kernel() -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def nearest_third(nfe: list[int]) -> int:
+    """Of several numbers of evaluations, rising, the one nearest to a third of the largest."""
+    return min(nfe, key=lambda each: abs(each - nfe[-1] / 3))
+
+
 def claims(profile: Profile) -> dict[str, Any]:
     """Verdicts on C1 to C5 by the rules above, the numbers behind them, and the scale that they hold for.
 
@@ -158,8 +163,7 @@ def claims(profile: Profile) -> dict[str, Any]:
     costs = [("C3", sampler, (SNAPSHOTS[1], nfe), (1.0, nfe))]
     for sampler in PAPER.values():
         if several := par.nfe_of(sampler):
-            third = min(several, key=lambda nfe: abs(nfe - several[-1] / 3))
-            costs.append(("C4", sampler, (1.0, third), (1.0, several[-1])))
+            costs.append(("C4", sampler, (1.0, nearest_third(several)), (1.0, several[-1])))
     frameworks = list(dict.fromkeys(rows["framework"]))
     for claim, sampler, reduced, full in costs:
         for framework in frameworks:

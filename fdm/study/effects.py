@@ -16,7 +16,6 @@ from fdm.study import intervals
 from fdm.study.claims import PAPER
 from fdm.study.intervals import Interval
 from fdm.study.measurements import (
-    USUAL,
     frechet,
     paired,
     primary,
@@ -26,7 +25,7 @@ from fdm.study.measurements import (
     standard,
     values,
 )
-from fdm.study.profiles import USUAL_TOP, Profile
+from fdm.study.profiles import USUAL, USUAL_TOP, Profile
 
 
 def design(profile: Profile) -> pd.DataFrame:

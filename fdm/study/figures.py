@@ -5,7 +5,6 @@ The colours are Okabe and Ito's, which colour-blind readers can tell apart; mark
 
 import functools
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,8 @@ from matplotlib.figure import Figure
 
 from fdm.files import replace, write_json
 from fdm.study import agreement
-from fdm.study.measurements import MODELS, USUAL, frechet, label, select
+from fdm.study.measurements import MODELS, frechet, label, read_json, select
+from fdm.study.profiles import USUAL
 from fdm.study.tables import sampler_label
 
 COLOUR = {"vp": "#0072B2", "ve": "#D55E00", "edm": "#009E73"}
@@ -52,7 +52,7 @@ def save(figure: Figure, folder: Path, name: str, data: list[str]) -> None:
     results/; none where it is drawn from formulas alone. figures.json in the folder tells them of each figure.
     """
     manifest = folder / "figures.json"
-    told = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
+    told = read_json(manifest) if manifest.is_file() else {}
     if told.get(name) != data:
         write_json(manifest, dict(sorted((told | {name: data}).items())))
     drawn = {}

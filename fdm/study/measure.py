@@ -26,7 +26,7 @@ from fdm.model.oracle import Mixture
 from fdm.params import SNAPSHOTS, snapshot_name
 from fdm.process.frameworks import FRAMEWORKS
 from fdm.study import closure
-from fdm.study.profiles import EvaluationParams, Profile
+from fdm.study.profiles import USUAL, EvaluationParams, Profile
 from fdm.tasks import generation
 from fdm.training import processes
 
@@ -37,7 +37,6 @@ CONTEXT = (
     "sigma_max", "latents", "reference",
 )  # fmt: skip
 ORIGIN = ("extractor", "experiment", "checkpoint", "device")
-USUAL = "usual"  # options of a sampler on its usual grid
 GRID = 64  # samples that are kept as pictures
 
 

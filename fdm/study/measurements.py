@@ -15,10 +15,9 @@ import pandas as pd
 from fdm.files import FdmError, root
 from fdm.process.frameworks import FRAMEWORKS
 from fdm.study.agreement import TEXT
-from fdm.study.profiles import USUAL_TOP, Profile
+from fdm.study.profiles import USUAL, USUAL_TOP, Profile
 
 MODELS = [(framework, kernel) for framework in FRAMEWORKS for kernel in ("baseline", "fdm")]
-USUAL = "usual"  # options of a sampler on its usual grid
 
 
 def label(framework: str, kernel: str) -> str:

@@ -27,6 +27,7 @@ from fdm.params import (
 )
 
 USUAL_TOP = 80.0  # the highest noise level of the published sampling
+USUAL = "usual"  # what a table has as options of a sampler on its usual grid
 
 
 class SettingParams(BaseModel):

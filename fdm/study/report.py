@@ -130,8 +130,7 @@ def parameters(profile: Profile) -> dict[str, str]:
     }  # fmt: skip
     several = ev.nfe_of(claims.PAPER[2]) or [nfe]
     out |= {f"{word} nfe": str(n) for word, n in zip(("lowest", "second", "third"), several, strict=False)}
-    reduced = min(several, key=lambda each: abs(each - several[-1] / 3))  # as in `claims.claims`
-    out |= {"highest nfe": str(several[-1]), "reduced nfe": str(reduced)}
+    out |= {"highest nfe": str(several[-1]), "reduced nfe": str(claims.nearest_third(several))}
     if many := [each.samples for each in ev.settings if each.samples]:
         out["most samples"] = f"{max(many):,}"
     tops = sorted({top for each in ev.settings for top in each.sigma_max if isinstance(top, float)} - {USUAL_TOP})
@@ -258,7 +257,7 @@ def of_published_tables() -> dict[str, str]:
     last, few, many = (max(one["fdm"]), min(steps["fdm"]), max(steps["fdm"]))
     counts["half"] = one["fdm", last // 2] <= one["baseline", last]
     counts["third"] = steps["fdm", few] <= steps["baseline", many]
-    ratios = {kernel: steps[kernel, few] / steps[kernel, many] for kernel in ("baseline", "fdm")}
+    ratios = effects.published_loss_by_nfe()
     differences = {kernel: steps[kernel, few] - steps[kernel, many] for kernel in ("baseline", "fdm")}
     counts["steps by ratio"] = ratios["fdm"] < ratios["baseline"]
     counts["steps by difference"] = differences["fdm"] < differences["baseline"]

@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 import torch
 from IPython.display import Markdown, display
+from pydantic import BaseModel
 
 from fdm.data.sources import SOURCES
 from fdm.files import FdmError, json_text, root, write_text
@@ -14,7 +15,7 @@ from fdm.samplers import SAMPLERS
 from fdm.study import claims, measurements, report, tables
 from fdm.study.agreement import rounded, rounded_value, settle_text
 from fdm.study.measurements import frechet, label, primary, select, standard
-from fdm.study.profiles import Profile
+from fdm.study.profiles import USUAL, Profile
 from fdm.tasks.generation import draw_latents
 
 
@@ -23,15 +24,19 @@ def introduce(profile: Profile, notebook: str, sections: list[str]) -> None:
 
     `sections` are those that the notebook's stage depends on: others may change without another execution.
     """
-    rows = [
-        f"| {section} | "
-        + ", ".join(f"{key} {value}" for key, value in getattr(profile, section).model_dump(exclude_none=True).items())
-        + " |"
-        for section in sections
-    ]
+    rows = [f"| {section} | {_parameters(getattr(profile, section))} |" for section in sections]
     link = f"[provenance](../provenance/{notebook}.json): when and where this was executed, with which versions"
     text = "\n".join(["", "| | parameters |", "| --- | --- |", *rows]) if rows else ""
     display(Markdown(f"Profile **{profile.profile}** · {link}\n{text}"))
+
+
+def _parameters(section: BaseModel) -> str:
+    """A section of a profile's parameters in a line; of its settings each as its file has it."""
+    told = section.model_dump(exclude_none=True)
+    if "settings" in told:
+        each = [one.model_dump(exclude_defaults=True) for one in section.settings]  # type: ignore[attr-defined]
+        told["settings"] = "; ".join(" ".join(f"{key} {value}" for key, value in one.items()) for one in each)
+    return ", ".join(f"{key} {value}" for key, value in told.items())
 
 
 def noise_levels(profile: Profile) -> pd.DataFrame:
@@ -68,7 +73,7 @@ def losses(profile: Profile, history: pd.DataFrame) -> pd.DataFrame:
 def by_metric(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
     """The last networks' measurements with the sampler and evaluations of Table 1, one column a metric, by cell."""
     sampler, nfe = profile.evaluation.primary
-    rows = select(rows, sampler=sampler, nfe=nfe, options=measurements.USUAL, duration=1.0, latents=0, reference=0)
+    rows = select(rows, sampler=sampler, nfe=nfe, options=USUAL, duration=1.0, latents=0, reference=0)
     rows = rows[(rows["sigma_max"] == rows["run"].map(rows.groupby("run")["sigma_max"].first()))]
     rows = rows[(rows["n"] == profile.evaluation.samples) | (rows["metric"] != frechet(rows))]
     return rows.pivot_table(index="cell", columns="metric", values="value", sort=False).round(3)
@@ -125,10 +130,9 @@ def show_beside(profile: Profile, folder: Path) -> None:
     display(Markdown((folder / "beside.md").read_text(encoding="utf-8")))
 
 
-def _around(number: dict[str, float | None], digits: int = 2) -> str:
-    """An estimate with its interval; without one where there are too few seeds."""
-    ends = "" if number["low"] is None else f" [{number['low']:.{digits}f}, {number['high']:.{digits}f}]"
-    return f"{number['value']:.{digits}f}{ends}"
+def _around(number: dict[str, Any], digits: int = 2) -> str:
+    """An estimate of claims.json with its interval."""
+    return report.interval(number["value"], number["low"], number["high"], digits)
 
 
 def deciding_numbers(claim: dict[str, Any]) -> str:

@@ -13,7 +13,6 @@ from fdm.study.agreement import rounded, rounded_value, settle_text
 from fdm.study.claims import PAPER
 from fdm.study.measurements import (
     MODELS,
-    USUAL,
     calibration,
     frechet,
     label,
@@ -23,7 +22,7 @@ from fdm.study.measurements import (
     standard,
     table,
 )
-from fdm.study.profiles import Profile
+from fdm.study.profiles import USUAL, Profile
 
 KEYS = ["source", "data", "metric", "n"]
 COLUMNS = [label(*model) for model in MODELS]
