@@ -56,6 +56,13 @@ def train(profile: Profile, args: argparse.Namespace) -> None:
         print(f"{args.run} is trained; dvc repro takes it from {home}.", file=sys.stderr)
 
 
+def cells(profile: Profile, args: argparse.Namespace) -> None:
+    """Train and measure a profile cell by cell, each put on record as it ends; for long studies, before dvc repro."""
+    from fdm.study import runs
+
+    runs.complete(profile, args.scheduler)
+
+
 def fetch(profile: Profile, args: argparse.Namespace) -> None:
     """Fetch the published networks of a profile into downloads/ and import them."""
     from fdm.study import runs
@@ -158,7 +165,7 @@ def doctor(args: argparse.Namespace) -> None:
 
 
 COMMANDS = [
-    check, pipeline, code, prepare, reference, train, fetch, notebook, publish, readme, plan, verify, explain,
+    check, pipeline, code, prepare, reference, train, cells, fetch, notebook, publish, readme, plan, verify, explain,
     rounding, accept,
 ]  # fmt: skip
 
@@ -177,6 +184,8 @@ def main(argv: list[str] | None = None) -> int:
             command.add_argument("name", choices=NOTEBOOKS, help="which notebook")
         if function is train:
             command.add_argument("--run", required=True, help="which run of the profile, such as edm-fdm-0")
+        if function is cells:
+            command.add_argument("--scheduler", help="address of a Dask cluster, such as tcp://10.0.0.1:8786")
         if function is verify:
             command.add_argument("--revision", default="HEAD", help="of the committed results (HEAD)")
             command.add_argument("--out", type=Path, help="folder for the report (work/verify)")

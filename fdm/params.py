@@ -16,11 +16,17 @@ Tau = Literal["sigma", "time"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+# One change to a model, to see what in a kernel acts. `c_in 1`: the network is given x as it is. `c_in unit`: x over
+# sqrt(sigma^2 + sigma_data^2), as EDM has it. `c_in rescaled`: the kernel's c_in times the constant with which the mean
+# square of the input over the noise levels of training is 1. `radius embedded`: the network is told the root mean
+# square of x over what is usual; `radius output`: its output is multiplied by it. `edm output`: EDM's c_skip and c_out.
+Variant = Literal["c_in 1", "c_in unit", "c_in rescaled", "radius embedded", "radius output", "edm output"]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 RunName = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9.]+)*$")]
 
-# The quarters of the budget at which a network is kept: the paper's 50, 100, 150 and 200 Mimg.
-SNAPSHOTS = (0.25, 0.5, 0.75, 1.0)
+# Shares of the budget at which a network is kept: the paper's 50, 100, 150 and 200 Mimg, and before them each doubling.
+QUARTERS = (0.25, 0.5, 0.75, 1.0)
+SNAPSHOTS = (0.03125, 0.0625, 0.125, *QUARTERS)
 
 
 def snapshot_name(share: float) -> str:
@@ -103,7 +109,11 @@ class CellParams(Strict):
     ve_multiplier: VEMultiplier = "as published"  # which is 1 for VE, whatever the multiplier says
     tau: Tau = "sigma"  # what FDM's c_in is a function of: sigma, linearly, as published, or the framework's own time
     warmup_steps: Annotated[int, Field(ge=0)] = 0  # optimiser steps of loss-weight warm-up; 0 is none
-    channel_mult: list[Count] | None = None  # where a run's network differs from the profile's
+    variant: Variant | None = None
+    # Where a run's network or learning rate differs from the profile's.
+    channel_mult: list[Count] | None = None
+    model_channels: Annotated[int, Field(ge=8, multiple_of=8)] | None = None
+    lr: Positive | None = None
     start: str | None = None
     checkpoint: CheckpointParams | None = None
     seeds: Annotated[list[Seed], Field(min_length=1)] | None = None  # where they are others than the profile's

@@ -202,7 +202,7 @@ def test_an_evaluation_measures_every_setting_and_goes_on_after_a_kill(trained, 
     interval = rows[rows["metric"].isin(["FD(EfficientNet-Lite0)", "KID"])]
     assert (interval["low"] < interval["high"]).all()
     assert (rows["sigma_max"] == 80).all()
-    assert len(measure.remembered(memory)) == len(settings)
+    assert len(networks.remembered(memory)) == len(settings)
     assert told[0] == 0
     assert sum(told) == cost_of(settings)
     whole = memory.read_text()
@@ -340,7 +340,7 @@ def test_the_exact_denoiser_of_the_images_is_scored_like_a_network(trained, digi
     assert set(rows["kimg"]) == {1.797}
     assert rows["value"].notna().all()
     assert sum(told) == cost_of(settings)
-    assert len(measure.remembered(profile.scores(EXACT))) == len(settings)
+    assert len(networks.remembered(profile.scores(EXACT))) == len(settings)
     assert not profile.checkpoints(EXACT).exists()
     sampled.clear()
     assert evaluated(profile, digits, EXACT).to_csv() == rows.to_csv()
@@ -355,7 +355,7 @@ def test_the_exact_denoiser_of_the_images_is_scored_like_a_network(trained, digi
 def test_samples_of_the_exact_denoiser_are_training_images(smoke, digits, tmp_path, conditional):
     """Of the class that it is told; it has no others to give."""
     profile = change(Path(smoke.params_file), dataset={"conditional": conditional})
-    denoiser, kimg = measure.denoiser_of(profile, EXACT, digits, profile.checkpoints(EXACT), 1.0)
+    denoiser, kimg = networks.denoiser_of(profile, EXACT, digits, profile.checkpoints(EXACT), 1.0)
     assert (kimg, denoiser.shape, denoiser.classes) == (1.797, (1, 8, 8), 10 if conditional else 0)
     images = to_float(generation.sample(denoiser, range(32), "heun", 79)).flatten(1)
     every = to_float(digits.images).flatten(1)

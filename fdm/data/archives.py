@@ -28,9 +28,9 @@ from fdm.data.downloads import ARCHIVES, Archive
 from fdm.files import FdmError, root
 from fdm.params import DatasetParams
 
-CIFAR10_BATCHES = [f"data_batch_{n}" for n in range(1, 6)]
+CIFAR10_BATCHES, CIFAR10_HELD = [f"data_batch_{n}" for n in range(1, 6)], ["test_batch"]
 CIFAR10_BATCH = 10_000  # images in each
-FASHION_IMAGES = 60_000
+FASHION_IMAGES, FASHION_HELD, FASHION_SIDE = 60_000, 10_000, 32
 AFHQV2_IMAGES = 15_803  # training and test part together, as in EDM
 FFHQ_IMAGES, FFHQ_SIDE = 70_000, 1024
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
@@ -86,20 +86,30 @@ def _batch(content: bytes) -> tuple[np.ndarray, np.ndarray]:
     return array.reshape(-1, 3, 32, 32), np.array(labels, np.int64)
 
 
-def _batches(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Names and contents of the training batches in CIFAR-10's archive or its unpacked folder."""
+def _batches(path: Path, names: list[str]) -> Iterator[tuple[str, bytes]]:
+    """Names and contents of the batches of those names in CIFAR-10's archive or its unpacked folder."""
     if path.is_dir():
-        yield from ((name, (path / name).read_bytes()) for name in CIFAR10_BATCHES if (path / name).is_file())
+        yield from ((name, (path / name).read_bytes()) for name in names if (path / name).is_file())
         return
     most = CIFAR10_BATCH * 2 * 3 * 32 * 32 + (1 << 20)  # names and classes are far less than the pixels
     with gzip.open(path) as stream:
         with tarfile.open(fileobj=stream, mode="r|") as archive:
             for member in archive:
                 name = PurePosixPath(member.name).name
-                if name in CIFAR10_BATCHES and member.size <= most and (file := archive.extractfile(member)):
+                if name in names and member.size <= most and (file := archive.extractfile(member)):
                     yield name, file.read()
         while stream.read(downloads.CHUNK):  # to the end, where the checksum stands
             pass
+
+
+def _cifar10(params: DatasetParams, wanted: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    path = downloads.locate_or_fetch(ARCHIVES["cifar10"][0], params.path)
+    with _reading(path):
+        contents = dict(tqdm(_batches(path, wanted), total=len(wanted), desc="cifar10", unit="batch"))
+        if missing := sorted(set(wanted) - set(contents)):
+            raise ValueError(f"it lacks {', '.join(missing)}")
+        images, labels = zip(*(_batch(contents.pop(name)) for name in wanted), strict=True)
+    return np.concatenate(images), np.concatenate(labels)
 
 
 def cifar10(params: DatasetParams) -> tuple[np.ndarray, np.ndarray]:
@@ -108,13 +118,12 @@ def cifar10(params: DatasetParams) -> tuple[np.ndarray, np.ndarray]:
     Returns uint8 (50000, 3, 32, 32) and int64 (50000,), 0 to 9. Raises FdmError for an archive or unpacked folder
     that cannot be had, is damaged, or holds anything but arrays and plain values; nothing in it is run.
     """
-    path = downloads.locate_or_fetch(ARCHIVES["cifar10"][0], params.path)
-    with _reading(path):
-        contents = dict(tqdm(_batches(path), total=len(CIFAR10_BATCHES), desc="cifar10", unit="batch"))
-        if missing := sorted(set(CIFAR10_BATCHES) - set(contents)):
-            raise ValueError(f"it lacks {', '.join(missing)}")
-        images, labels = zip(*(_batch(contents.pop(name)) for name in CIFAR10_BATCHES), strict=True)
-    return np.concatenate(images), np.concatenate(labels)
+    return _cifar10(params, CIFAR10_BATCHES)
+
+
+def cifar10_held(params: DatasetParams) -> tuple[np.ndarray, np.ndarray]:
+    """The 10,000 test images of CIFAR-10, as `cifar10` returns the others."""
+    return _cifar10(params, CIFAR10_HELD)
 
 
 def _idx(params: DatasetParams, archive: Archive, shape: tuple[int, ...]) -> np.ndarray:
@@ -131,17 +140,29 @@ def _idx(params: DatasetParams, archive: Archive, shape: tuple[int, ...]) -> np.
     return np.frombuffer(content, np.uint8, offset=len(header)).reshape(shape)
 
 
+def _fashion_mnist(params: DatasetParams, archives: list[Archive], n: int) -> tuple[np.ndarray, np.ndarray]:
+    pixels, classes = archives
+    labels = _idx(params, classes, (n,))
+    images = np.zeros((n, 1, FASHION_SIDE, FASHION_SIDE), np.uint8)
+    images[:, 0, 2:-2, 2:-2] = _idx(params, pixels, (n, 28, 28))
+    side = min(params.resolution, FASHION_SIDE)
+    blocks = images.reshape(n, 1, side, FASHION_SIDE // side, side, FASHION_SIDE // side)
+    return np.rint(blocks.mean(axis=(3, 5))).astype(np.uint8), labels.astype(np.int64)
+
+
 def fashion_mnist(params: DatasetParams) -> tuple[np.ndarray, np.ndarray]:
     """Pictures of clothes (Fashion-MNIST, Xiao et al. 2017), the 60,000 training images, in 10 classes.
 
-    Returns uint8 (60000, 1, 32, 32), the 28x28 pixels within two rows of zeros, and int64 (60000,), 0 to 9. Raises
-    FdmError for files that cannot be had, are damaged, or are not the official ones.
+    Returns uint8 (60000, 1, 32, 32), the 28x28 pixels within two rows of zeros, and int64 (60000,), 0 to 9; at a lower
+    resolution the means of as many pixels. Raises FdmError for files that cannot be had, are damaged, or are not the
+    official ones.
     """
-    pixels, classes = ARCHIVES["fashion-mnist"]
-    labels = _idx(params, classes, (FASHION_IMAGES,))
-    images = np.zeros((FASHION_IMAGES, 1, 32, 32), np.uint8)
-    images[:, 0, 2:-2, 2:-2] = _idx(params, pixels, (FASHION_IMAGES, 28, 28))
-    return images, labels.astype(np.int64)
+    return _fashion_mnist(params, ARCHIVES["fashion-mnist"][:2], FASHION_IMAGES)
+
+
+def fashion_mnist_held(params: DatasetParams) -> tuple[np.ndarray, np.ndarray]:
+    """The 10,000 test images of Fashion-MNIST, as `fashion_mnist` returns the others."""
+    return _fashion_mnist(params, ARCHIVES["fashion-mnist"][2:], FASHION_HELD)
 
 
 def _files(folder: Path) -> list[str]:

@@ -1,6 +1,7 @@
 """Distances between two sets of features: Frechet, KID, precision and recall, each with its n."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,12 @@ from torch import Tensor
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kernel_poly, kid_features_to_metric
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
+from fdm.metrics.shares import NORMAL
+
 LIMIT = 5000  # images of a set for KID, precision and recall, whose cost grows with the square of it
 BOOTSTRAP = 1000  # resamples of an interval
+PARTS, FEWEST = 5, 1000  # sizes of an extrapolation, and the images that it needs at least
+NEIGHBOURS = 5  # of density and coverage
 JACKKNIFE = 10  # parts of the generated images for the interval of a Frechet distance
 JACKKNIFE_T = float(stdtrit(JACKKNIFE - 1, 0.975))  # Student's t; scipy.stats takes a second to import
 
@@ -39,13 +44,23 @@ def frechet_distance(generated: Tensor, real: Tensor | tuple[Tensor, Tensor]) ->
     return float(difference @ difference + (A * A).sum() + C.trace() - 2 * root_of_product)
 
 
-def interval(generated: Tensor, real: Tensor, value: float) -> tuple[float, float]:
+def extrapolated(generated: Tensor, real: Tensor | tuple[Tensor, Tensor]) -> float:
+    """Frechet distance at n to infinity, by a straight line in 1/n through random parts (Chong & Forsyth 2020)."""
+    order = torch.randperm(len(generated), generator=torch.Generator().manual_seed(0))
+    sizes = [len(generated) * part // PARTS for part in range(1, PARTS + 1)]
+    distances = [frechet_distance(generated[order[:n]], real) for n in sizes]
+    return float(np.polyfit([1 / n for n in sizes], distances, 1)[1])
+
+
+def interval(
+    generated: Tensor, real: Tensor, value: float, distance: Callable[..., float] = frechet_distance
+) -> tuple[float, float]:
     """The 95 % interval of a Frechet distance under other latents, by the jackknife: a tenth left out in turn.
 
     It is the noise of the generated images (N, d) alone, around `value`, whose bias with N it keeps; `real` is fixed.
     """
     tenths, of_real = torch.arange(len(generated)) % JACKKNIFE, moments(real)
-    left_out = [frechet_distance(generated[tenths != i], of_real) for i in range(JACKKNIFE)]
+    left_out = [distance(generated[tenths != i], of_real) for i in range(JACKKNIFE)]
     deviation = math.sqrt((JACKKNIFE - 1) * np.var(left_out))
     half = JACKKNIFE_T * deviation
     return value - half, value + half
@@ -90,8 +105,28 @@ def precision_recall(generated: Tensor, real: Tensor) -> tuple[float, float]:
     return result[KEY_METRIC_PRECISION], result[KEY_METRIC_RECALL]
 
 
+def density_coverage(generated: Tensor, real: Tensor) -> tuple[float, float, float, float]:
+    """Density with the ends of its 95 % interval, and coverage (Naeem et al. 2020), with 5 neighbours.
+
+    Density is the mean number of real images' neighbourhoods that a generated one is in, over 5: 1 for equal
+    distributions. Coverage, in [0, 1], is the share of real images in whose neighbourhood is a generated one. Of sets
+    with more than 5,000 images a random part is taken.
+    """
+    generated, real = (_part(f, LIMIT) if len(f) > LIMIT else f for f in (generated.double(), real.double()))
+    radius = torch.cdist(real, real).kthvalue(NEIGHBOURS + 1, dim=1).values  # the nearest is the image itself
+    inside = torch.cdist(real, generated) < radius[:, None]
+    each = inside.double().sum(0) / NEIGHBOURS
+    half = NORMAL * float(each.std()) / math.sqrt(len(each))
+    density = float(each.mean())
+    return density, density - half, density + half, float(inside.any(1).double().mean())
+
+
 def score(generated: Tensor, real: Tensor, frechet: str) -> list[dict[str, Any]]:
-    """One row a metric of two sets of features: metric, value, low, high (95 %, empty without interval), n."""
+    """One row a metric of two sets of features: metric, value, low, high (95 %, empty without interval), n.
+
+    The Frechet distance is extrapolated to infinitely many images where there are a thousand.
+    """
+    density, low_density, high_density, coverage = density_coverage(generated, real)
     value, low, high, n = kid(generated, real)
     precision, recall = precision_recall(generated, real)
     sizes = {"n": len(generated), "n_reference": len(real)}
@@ -101,4 +136,11 @@ def score(generated: Tensor, real: Tensor, frechet: str) -> list[dict[str, Any]]
         {"metric": "KID", "value": value, "low": low, "high": high, "n": n, "n_reference": n},
         {"metric": "precision", "value": precision, **limited},
         {"metric": "recall", "value": recall, **limited},
+        {"metric": "density", "value": density, "low": low_density, "high": high_density, **limited},
+        {"metric": "coverage", "value": coverage, **limited},
+        *(
+            [{"metric": f"{frechet}, n to infinity", "value": extrapolated(generated, real), **sizes}]
+            if len(generated) >= FEWEST
+            else []
+        ),
     ]

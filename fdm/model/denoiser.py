@@ -5,8 +5,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from fdm.params import Framework, Kernel, Tau, VEMultiplier
-from fdm.process.frameworks import FRAMEWORKS, coefficients
+from fdm.params import Framework, Kernel, Tau, Variant, VEMultiplier
+from fdm.process.frameworks import FRAMEWORKS, SIGMA_DATA, coefficients
 
 
 class Denoise(Protocol):
@@ -48,6 +48,7 @@ class Denoiser(nn.Module):
         multiplier: float = 1.0,
         ve_multiplier: VEMultiplier = "as published",
         tau: Tau = "sigma",
+        variant: Variant | None = None,
     ) -> None:
         super().__init__()
         self.model: Any = model
@@ -56,6 +57,7 @@ class Denoiser(nn.Module):
         self.multiplier = multiplier
         self.ve_multiplier: VEMultiplier = ve_multiplier
         self.tau: Tau = tau
+        self.variant: Variant | None = variant
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -88,7 +90,17 @@ class Denoiser(nn.Module):
         """
         x = x.float()
         sigma = sigma.float().reshape(-1, 1, 1, 1)
-        c = coefficients(self.framework, self.kernel, sigma, self.multiplier, self.ve_multiplier, self.tau)
+        c = coefficients(
+            self.framework, self.kernel, sigma, self.multiplier, self.ve_multiplier, self.tau, self.variant
+        )
         noise_labels = c.c_noise.flatten().expand(x.shape[0])
+        c_out = c.c_out
+        if self.variant in ("radius embedded", "radius output"):
+            usual = (sigma**2 + SIGMA_DATA**2).sqrt()
+            relative = x.square().mean(dim=(1, 2, 3), keepdim=True).sqrt() / usual  # 1 +- 1 / sqrt(2 d) for noise alone
+            if self.variant == "radius output":
+                c_out = c_out * relative
+            else:  # of standard deviation 1 for noise alone
+                augment_labels = math.sqrt(2 * x[0].numel()) * relative.log().flatten(1)
         F = self.model(c.c_in * x, noise_labels, class_labels, augment_labels)
-        return c.c_skip * x + c.c_out * F.float()
+        return c.c_skip * x + c_out * F.float()

@@ -16,7 +16,7 @@ class Mixture:
     """
 
     condition = None
-    sigma_range = (0.0, math.inf)
+    sigma_range: tuple[float, float] = (0.0, math.inf)
 
     def __init__(
         self,

@@ -4,6 +4,7 @@ D(x; sigma) = c_skip x + c_out F(c_in x; c_noise), with the coefficients of EDM'
 FDM changes c_in alone: it becomes the scale s of the critically damped process (arXiv 2306.06991).
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -11,12 +12,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fdm.params import Architecture, Framework, Kernel, Tau, VEMultiplier
+from fdm.params import Architecture, Framework, Kernel, Tau, Variant, VEMultiplier
 from fdm.process import momentum, schedule
 
 SIGMA_DATA = 0.5  # standard deviation that EDM assumes of images scaled to [-1, 1]
 M_VP = 1000  # VP's networks count time from 0 to M - 1
 P_MEAN, P_STD = -1.2, 1.2  # EDM's log-normal law of sigma (arXiv 2206.00364, Table 1)
+LEVELS = 10_000  # noise levels that stand for those of training
 VE_RANGE, EDM_RANGE = (0.02, 100.0), (0.002, 80.0)
 
 
@@ -46,6 +48,11 @@ class Process(NamedTuple):
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
         """The n random numbers behind n noise levels, (n, 1, 1, 1)."""
         return self.law(n, 1, 1, 1, generator=generator, device=generator.device)
+
+    def quantiles(self, n: int) -> Tensor:
+        """The noise levels of training at the middles of n equally likely parts, float64 (n,)."""
+        middles = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+        return self.sigma(torch.special.ndtri(middles) if self.law is torch.randn else middles)
 
     def share(self, sigma: Tensor) -> Tensor:
         """Where sigma lies in the range, linearly, in [0, 1]: FDM's tau as published."""
@@ -124,12 +131,14 @@ def coefficients(
     multiplier: float = 1.0,
     ve_multiplier: VEMultiplier = "as published",
     tau: Tau = "sigma",
+    variant: Variant | None = None,
 ) -> Coefficients:
     """Preconditioning coefficients at the noise levels sigma > 0 (any shape).
 
     `multiplier` is FDM's m. VE's published code ignores it, so that c_in uses m = 1 whatever is asked;
     `ve_multiplier="as derived"` uses it. FDM's tau is linear in sigma, as published; `tau="time"` takes the
-    framework's own time in [0, 1] instead: t(sigma) for VP, the logarithm of sigma for VE; EDM's is sigma.
+    framework's own time in [0, 1] instead: t(sigma) for VP, the logarithm of sigma for VE; EDM's is sigma. A `variant`
+    makes one change more (fdm.params.Variant).
     """
     process = FRAMEWORKS[framework]
     c = process.coefficients(sigma)
@@ -138,4 +147,21 @@ def coefficients(
             multiplier = 1.0
         time = process.time(sigma) if tau == "time" else process.share(sigma)
         c = c._replace(c_in=momentum.scale_fdm(time, multiplier))
+    if variant == "c_in 1":
+        return c._replace(c_in=torch.ones_like(sigma))
+    if variant == "c_in unit":
+        return c._replace(c_in=1 / (sigma**2 + SIGMA_DATA**2).sqrt())
+    if variant == "c_in rescaled":
+        return c._replace(c_in=c.c_in / mean_input(framework, kernel, multiplier, ve_multiplier, tau))
+    if variant == "edm output":
+        other = EDM.coefficients(sigma)
+        return c._replace(c_skip=other.c_skip, c_out=other.c_out)
     return c
+
+
+@functools.cache
+def mean_input(framework: Framework, kernel: Kernel, multiplier: float, ve_multiplier: VEMultiplier, tau: Tau) -> float:
+    """Root mean square of what the raw network is given, c_in x, over the noise levels of training."""
+    sigma = FRAMEWORKS[framework].quantiles(LEVELS)
+    c_in = coefficients(framework, kernel, sigma, multiplier, ve_multiplier, tau).c_in
+    return (c_in**2 * (sigma**2 + SIGMA_DATA**2)).mean().sqrt().item()

@@ -31,7 +31,7 @@ from fdm.model import checkpoints, oracle
 from fdm.model.denoiser import Denoiser
 from fdm.params import SNAPSHOTS, snapshot_name
 from fdm.samplers import SAMPLERS
-from fdm.study import agreement, closure, measure, profiles, runs
+from fdm.study import agreement, closure, measure, networks, profiles, runs
 from fdm.study.profiles import Profile
 from fdm.tasks import generation
 from fdm.training import loop, state
@@ -294,7 +294,7 @@ def sentinel(name: str) -> dict[str, Any]:
         measure.make_reference(profile, dataset, profile.reference_file)
         wanted = runs.expected(profile, name, dataset)
         rows = agreement.read_back(measure.evaluate(profile, name, dataset, wanted))
-        weights = measure.weights_of(profile, name, dataset, profile.checkpoints(name))
+        weights = networks.weights_of(profile, name, dataset, profile.checkpoints(name))
     return {"weights": {f"{share:g}": key[:12] for share, key in weights.items()}, "measured": measured(rows)}
 
 

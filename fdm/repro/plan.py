@@ -27,7 +27,6 @@ from fdm.params import Precision
 from fdm.process.frameworks import FRAMEWORKS
 from fdm.repro import pipeline
 from fdm.study import runs
-from fdm.study.measure import settings
 from fdm.study.profiles import Profile
 from fdm.training import augmentation, processes
 from fdm.training.objectives import denoising
@@ -61,10 +60,8 @@ def dataset_of(profile: Profile) -> Dataset:
     if profile.dataset_file.exists():
         return datasets.load(profile.dataset_file)
     source = SOURCES[profile.dataset.name]
-    channels, classes = source.channels, source.classes
     side = profile.dataset.resolution
-    images, labels = torch.empty(0, channels, side, side, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
-    return Dataset(profile.dataset.name, images, labels, classes, "")
+    return datasets.nothing(profile.dataset.name, (source.channels, side, side), source.classes)
 
 
 def network(profile: Profile, name: str, dataset: Dataset) -> Network:
@@ -104,8 +101,8 @@ def largest(networks: dict[str, Network]) -> Network | None:
 
 
 def evaluations(profile: Profile, name: str) -> int:
-    """Network evaluations that the scores of one run take."""
-    return sum(setting.samples * setting.nfe for setting in settings(profile, name))
+    """Network evaluations that measuring one run takes, about."""
+    return runs.evaluations(profile, name)
 
 
 # ----------------------------------------------------------------------------------------------- measurement

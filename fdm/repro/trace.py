@@ -13,7 +13,7 @@ import pandas as pd
 
 from fdm.data.sources import SOURCES
 from fdm.files import FdmError, relative, root
-from fdm.params import SNAPSHOTS, snapshot_name
+from fdm.params import QUARTERS, snapshot_name
 from fdm.repro import pipeline
 from fdm.study import agreement, effects, measurements
 from fdm.study.claims import PAPER
@@ -21,7 +21,7 @@ from fdm.study.measurements import MODELS, label, select
 from fdm.study.profiles import USUAL, USUAL_TOP, Profile
 from fdm.study.tables import sampler_label
 
-SHARES = {f"{share:.0%}": share for share in SNAPSHOTS}
+SHARES = {f"{share:.0%}": share for share in QUARTERS}
 # Of each notebook's tables: an example, the columns that name a row, and where its measurements are others than those
 # of Table 1 at the end of the training; None is any.
 TABLES: dict[str, dict[str, tuple[str, list[str], dict[str, Any]]]] = {
@@ -35,7 +35,7 @@ TABLES: dict[str, dict[str, tuple[str, list[str], dict[str, Any]]]] = {
         "cells": ("vp-fdm,100%", ["cell", "training"], {}),
         "effects": ("edm,multiplier,m=4/2,25%", ["framework", "question", "compared", "training"], {}),
         "highest_noise": ("vp-baseline,20", ["cell", "sigma_max"], {}),
-        "noise": ("vp-baseline", ["cell"], {"duration": [*SNAPSHOTS[-2:]], "latents": None, "reference": None}),
+        "noise": ("vp-baseline", ["cell"], {"duration": [*QUARTERS[-2:]], "latents": None, "reference": None}),
         "noise_of_ratios": ("vp", ["framework"], {"latents": None, "reference": None}),
         "bias": ("vp-baseline", ["cell"], {"n": None}),
         "costs_training": ("vp,heun,100%", ["framework", "sampler", "baseline's cost"], {"duration": None}),

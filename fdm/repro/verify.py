@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
-from fdm.data.datasets import Dataset
+from fdm.data import datasets
 from fdm.files import FdmError, relative, write_json, write_text
 from fdm.model import checkpoints
 from fdm.repro import integrity, revisions
@@ -140,8 +139,7 @@ def experiments(profile: Profile, rows: pd.DataFrame, made_by: dict[str, Any]) -
 
     `made_by` is the description of the reference features here, with the hashes of images and extractor.
     """
-    nothing = torch.empty(0, *made_by["shape"])  # but for its shape
-    dataset = Dataset(profile.dataset.name, nothing, nothing, made_by["classes"], made_by["dataset"])
+    dataset = datasets.nothing(profile.dataset.name, made_by["shape"], made_by["classes"], made_by["dataset"])
     other = []
     for name in (name for name, run in profile.runs.items() if run.source != "fetch"):
         trained = runs.experiment(profile, name, dataset) if name in profile.trained else dataset.sha256

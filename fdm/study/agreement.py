@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from PIL import Image
-from scipy.special import bdtr, ndtri, stdtrit
+from scipy.special import bdtr, stdtrit
 
 from fdm.files import FdmError, root, write_text
+from fdm.metrics.shares import wilson
 from fdm.study.profiles import Profile
 
 DIGITS = 10  # significant digits that results are written with: rounding reaches the twelfth
@@ -89,6 +90,7 @@ KEY = (
     "reference",
     "n",
 )  # names a measurement
+SHARES = ("precision", "recall", "coverage", "accuracy")  # metrics that are a share of images
 MARGIN = 20  # times the standard deviation that rounding was measured to cause: other processors may round more
 CHAOTIC = 0.01  # a run whose distance rounding moves by more than this share is not repeatable to rounding
 LEVEL = 0.95  # of the intervals: one in twenty is missed by chance
@@ -133,7 +135,7 @@ def floor(path: Path, here: pd.DataFrame) -> bool:
     words = ["metric", "n", "n_reference", "experiment"]
     if not (old[words].astype(str) == here[words].astype(str)).all(axis=None):
         return False
-    share = here["metric"].isin(["precision", "recall"])
+    share = here["metric"].isin(SHARES)
     allowed = (0.01 * (old["high"] - old["low"])).where(~share, 2 / old["n"])
     return all(((old[key] - here[key]).abs() <= allowed).all() for key in ("value", "low", "high"))
 
@@ -177,13 +179,6 @@ def spreads(profile: Profile) -> pd.DataFrame:
         raise FdmError(f"{path} is damaged ({error!r}).") from error
 
 
-def wilson(value: float, n: int) -> tuple[float, float]:
-    """The 95 % interval of a share of n (Wilson 1927), which has a width at 0 and at 1 as well."""
-    z2 = float(ndtri(0.5 + LEVEL / 2)) ** 2
-    middle, half = value + z2 / (2 * n), math.sqrt(z2 * (value * (1 - value) / n + z2 / (4 * n * n)))
-    return max(0.0, (middle - half) / (1 + z2 / n)), min(1.0, (middle + half) / (1 + z2 / n))
-
-
 def intervals(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
     """Around each measurement on record, where it may come out elsewhere: low, high, and `tight`, for rounding alone.
 
@@ -196,10 +191,10 @@ def intervals(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
     by_seed = spreads(profile)
     out = []
     for row in rows.to_dict("records"):
-        value, share = row["value"], row["metric"] in ("precision", "recall")
+        value, share = row["value"], row["metric"] in SHARES
         low, high, of = row["low"], row["high"], "images"
         if share:
-            low, high = wilson(value, row["n_reference" if row["metric"] == "recall" else "n"])
+            low, high = wilson(value, row["n_reference" if row["metric"] in ("recall", "coverage") else "n"])
         widths = {}
         key = tuple(
             row[column] for column in ("framework", "kernel", "duration", "sampler", "options", "nfe", "metric")
@@ -310,6 +305,24 @@ def measurements(profile: Profile, path: Path, here: pd.DataFrame) -> bool:
     if list(old["experiment"]) != list(here["experiment"]):
         return False
     return not judge(profile, old, here).problems
+
+
+def errors(path: Path, here: pd.DataFrame) -> bool:
+    """Whether the errors of denoisers and solvers on record are of the same experiments as those of `here`, and agree.
+
+    Another machine's networks differ by rounding, which a long training amplifies: an error may be a tenth off and a
+    slope 0.1, and errors on average 3 %.
+    """
+    old = _read(path)
+    if old is None or list(old.columns) != list(here.columns) or len(old) != len(here):
+        return False
+    if list(old["experiment"]) != list(here["experiment"]):
+        return False
+    slope = here["quantity"] == "radius slope"
+    off = (here["value"] - old["value"]).abs()
+    # A gradient's norm is 0 where it cannot be told from its noise.
+    relative = np.log(here["value"] / old["value"])[~slope & (here["quantity"] != "gradient norm")].abs()
+    return bool((off[slope] < 0.1).all() and (relative < 0.1).all() and relative.mean() < 0.03)
 
 
 def read_back(table: pd.DataFrame) -> pd.DataFrame:

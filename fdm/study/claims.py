@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from fdm.data.sources import SOURCES
-from fdm.params import SNAPSHOTS
+from fdm.params import QUARTERS
 from fdm.process import oscillator
 from fdm.process.frameworks import FRAMEWORKS
 from fdm.samplers import SAMPLERS
@@ -160,7 +160,7 @@ def claims(profile: Profile) -> dict[str, Any]:
     margin = float(floor["high"] - floor["low"]) / 2
     par, out = profile.evaluation, claims_of_kernel()
     sampler, nfe = par.primary
-    costs = [("C3", sampler, (SNAPSHOTS[1], nfe), (1.0, nfe))]
+    costs = [("C3", sampler, (QUARTERS[1], nfe), (1.0, nfe))]
     for sampler in PAPER.values():
         if several := par.nfe_of(sampler):
             costs.append(("C4", sampler, (1.0, nearest_third(several)), (1.0, several[-1])))
@@ -198,7 +198,7 @@ def claims(profile: Profile) -> dict[str, Any]:
 def _claims_of_warmup(profile: Profile, rows: pd.DataFrame, frameworks: list[str]) -> list[dict[str, Any]]:
     """C5 of each framework that has all four of kernel x warm-up."""
     sampler, nfe = profile.evaluation.primary
-    at = (sampler, SNAPSHOTS[0], nfe)
+    at = (sampler, QUARTERS[0], nfe)
     logs = {}
     for framework in frameworks:
         for kernel in ("fdm", "baseline"):

@@ -9,7 +9,7 @@ from pathlib import Path
 from fdm.files import root
 
 # What shapes a result that takes long: a network, and a measurement, to which comes the source of its sampler.
-CLOSURES = {"training": ["training.loop"], "scoring": ["study.measure"]}
+CLOSURES = {"training": ["training.loop"], "scoring": ["study.measure"], "errors": ["study.errors"]}
 # Modules that choose, check and name but compute nothing: their choices are part of what an experiment is named by.
 APART = ("samplers", "study.profiles", "study.closure")
 

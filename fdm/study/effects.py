@@ -9,7 +9,7 @@ import pandas as pd
 
 from fdm.data.sources import SOURCES
 from fdm.metrics.distances import JACKKNIFE_T
-from fdm.params import SNAPSHOTS, CellParams
+from fdm.params import QUARTERS, CellParams
 from fdm.process.frameworks import FRAMEWORKS
 from fdm.samplers import SAMPLERS
 from fdm.study import intervals
@@ -74,7 +74,7 @@ def _variation(cell: CellParams, method: CellParams) -> tuple[str, str]:
     return "multiplier", f"m = {cell.multiplier:g} / {base:g}"
 
 
-def effects(profile: Profile, rows: pd.DataFrame, durations: tuple[float, ...] = (SNAPSHOTS[0], 1.0)) -> pd.DataFrame:
+def effects(profile: Profile, rows: pd.DataFrame, durations: tuple[float, ...] = (QUARTERS[0], 1.0)) -> pd.DataFrame:
     """Every comparison after a quarter and at the end of the training, as a ratio of distances paired by seed.
 
     Columns: framework, question, compared, training, ratio, low, high (95 %), p, p (Holm), seeds. A ratio below 1 means
@@ -100,9 +100,9 @@ def cells(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
     """Mean distance of each cell at each quarter of the training, and standard deviations over seeds."""
     rows, out, (sampler, nfe) = standard(profile, rows), [], profile.evaluation.primary
     for cell in profile.cells:
-        at = {d: values(rows, cell, sampler, d, nfe) for d in SNAPSHOTS}
+        at = {d: values(rows, cell, sampler, d, nfe) for d in QUARTERS}
         means = {f"{d:.0%}": each.mean() for d, each in at.items()}
-        spread = {f"SD, {d:.0%}": at[d].std(ddof=1) for d in (SNAPSHOTS[0], 1.0)}
+        spread = {f"SD, {d:.0%}": at[d].std(ddof=1) for d in (QUARTERS[0], 1.0)}
         out.append({"cell": cell, **means, **spread, "seeds": len(at[1.0])})
     return pd.DataFrame(out)
 
@@ -134,7 +134,7 @@ def highest_noise(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
 def _curves(profile: Profile, rows: pd.DataFrame, framework: str, sampler: str, by: str) -> tuple[np.ndarray, ...]:
     """Costs (c,), and the distances of baseline and published method at them, (seeds, c)."""
     par = profile.evaluation
-    costs = SNAPSHOTS if by == "duration" else par.nfe_of(sampler)
+    costs = QUARTERS if by == "duration" else par.nfe_of(sampler)
     at = [(cost, par.primary[1]) if by == "duration" else (1.0, int(cost)) for cost in costs]
     pair = [values(rows, cell, sampler, *where) for cell in published_pair(profile, framework) for where in at]
     base, fdm = np.split(paired(pair).T, 2, axis=1)
@@ -204,7 +204,7 @@ def noise(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
         latents = end[end["reference"] == 0].pivot(index="seed", columns="latents", values="value")
         references = end[end["latents"] == 0].pivot(index="seed", columns="reference", values="value")
         first = end[(end["latents"] == 0) & (end["reference"] == 0)].set_index("seed")
-        before = mine[mine["duration"] == SNAPSHOTS[-2]].set_index("seed")["value"]
+        before = mine[mine["duration"] == QUARTERS[-2]].set_index("seed")["value"]
         three = latents.iloc[:, :3]
         out.append({
             "cell": cell, "distance": first["value"].mean(),

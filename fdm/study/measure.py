@@ -17,15 +17,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from fdm.data.datasets import Dataset, halves
+from fdm.data.datasets import Dataset, halves, to_float, to_uint8
 from fdm.files import FdmError, digest, replace, root, write_json
-from fdm.metrics import distances, features
-from fdm.model import checkpoints
+from fdm.metrics import classifier, distances, features, shares
 from fdm.model.denoiser import Denoise
-from fdm.model.oracle import Mixture
-from fdm.params import SNAPSHOTS, snapshot_name
 from fdm.process.frameworks import FRAMEWORKS
-from fdm.study import closure
+from fdm.study import closure, networks
 from fdm.study.profiles import USUAL, EvaluationParams, Profile
 from fdm.tasks import generation
 from fdm.training import processes
@@ -93,6 +90,16 @@ def calibrate(profile: Profile, everything: Tensor, made_by: dict[str, str]) -> 
     ).reset_index()  # fmt: skip
 
 
+def real_accuracy(dataset: Dataset, experiment: str) -> pd.DataFrame:
+    """The classifier's accuracy on the images that are held out, as a row of the floor; none for a single class."""
+    if dataset.classes < 2:
+        return pd.DataFrame()
+    judge = classifier.Classifier(dataset.images, dataset.labels)
+    row = accuracy(judge, to_uint8(to_float(dataset.held)), dataset.held_labels)
+    low, high = shares.wilson(row["value"], row["n"])
+    return pd.DataFrame([row | {"low": low, "high": high, "experiment": experiment}])
+
+
 class Setting(NamedTuple):
     """One set of samples that is scored."""
 
@@ -128,11 +135,6 @@ def settings(profile: Profile, name: str) -> list[Setting]:
             for top in tops for nfe in each.nfe for share in durations
         ]  # fmt: skip
     return list(dict.fromkeys(out))
-
-
-def shares(profile: Profile, name: str) -> tuple[float, ...]:
-    """Shares of the training at which a run has a checkpoint: one that was not trained here, only its end."""
-    return SNAPSHOTS if name in profile.trained else SNAPSHOTS[-1:]
 
 
 def noise_of_metric(generated: Tensor, everything: Tensor, par: EvaluationParams) -> list[dict[str, Any]]:
@@ -174,34 +176,6 @@ def experiments(profile: Profile, name: str, trained: str, dataset: str, weights
     }
 
 
-def denoiser_of(
-    profile: Profile, name: str, dataset: Dataset, folder: Path, share: float, expected: dict[str, Any] | None = None
-) -> tuple[Denoise, float]:
-    """A run's denoiser after a share of its training, and the thousands of images that it had seen by then.
-
-    Of a run with an analytic source it is E[x0 | x] of the data set's images, which has seen each of them.
-    """
-    if profile.run(name).source == "analytic":
-        return exact(dataset, profile.dataset.conditional), len(dataset.images) / 1000
-    denoiser, description = checkpoints.load(folder / snapshot_name(share), expected)
-    return denoiser, description["images"] / 1000
-
-
-def exact(dataset: Dataset, conditional: bool) -> Mixture:
-    """E[x0 | x] of a data set's images, each of which is as likely as the others."""
-    images = dataset.images.double() / 127.5 - 1
-    n = len(images)
-    labels = dataset.labels if conditional else None
-    return Mixture(torch.full((n,), 1 / n), images, torch.zeros(n), labels)
-
-
-def weights_of(profile: Profile, name: str, dataset: Dataset, folder: Path) -> dict[float, str]:
-    """Hash of a run's weights at each share of its training; of an exact denoiser, that of its images."""
-    if profile.run(name).source == "analytic":
-        return {1.0: dataset.sha256}
-    return {share: checkpoints.describe(folder / snapshot_name(share))["weights"] for share in shares(profile, name)}
-
-
 def evaluate(
     profile: Profile,
     name: str,
@@ -224,53 +198,29 @@ def evaluate(
         raise FdmError(
             f"{profile.reference_file} was computed from other images or weights; remove the file and rerun."
         )
-    hashes = weights_of(profile, name, dataset, folder)
+    hashes = networks.weights_of(profile, name, dataset, folder)
     # The number of processes changes nothing that is measured: there are no more of them than GPUs, and it is no part
     # of what names a measurement, but for their threads.
     count = par.processes if device == "cpu" else min(par.processes, torch.cuda.device_count())
     bits = [profile.threads if count == 1 else 1, processes.arithmetic(device)]
-    trained = dataset.sha256 if profile.run(name).source == "analytic" else trained_as(folder)
+    trained = dataset.sha256 if profile.run(name).source == "analytic" else networks.trained_as(folder)
     names = experiments(profile, name, trained, dataset.sha256, made_by["weights"])
     keys = {setting: digest([called, hashes[setting.duration], bits]) for setting, called in names.items()}
-    known = remembered(memory)
-    todo = {setting: keys[setting] for setting in names if rows_under(known, keys[setting]) is None}
+    known = networks.remembered(memory)
+    todo = {setting: keys[setting] for setting in names if networks.rows_under(known, keys[setting]) is None}
     if advance:
         advance(sum(setting.nfe * setting.samples for setting in names.keys() - todo.keys()))
     if todo:
         args = (profile, name, dataset, expected, device, count, todo, advance)
         processes.launch(_measure, args, count)
-    done, rows = remembered(memory), []
+    done, rows = networks.remembered(memory), []
     for setting, called in names.items():
         origin = {
             "extractor": f"{par.extractor}:{made_by['weights']}", "experiment": called,
             "checkpoint": hashes[setting.duration][:12], "device": device,
         }  # fmt: skip
         rows += [row | origin for row in done[keys[setting]]["rows"]]
-    return pd.DataFrame(rows)[[*CONTEXT, "metric", "value", "low", "high", "n", "n_reference", *ORIGIN]]
-
-
-def trained_as(folder: Path) -> str:
-    """What the training behind a folder of checkpoints is called; of published networks, the hash of their files."""
-    path = folder / checkpoints.EXPERIMENT
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))["experiment"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FdmError(f"{path} is missing or damaged; remove {folder} and run dvc repro.") from error
-
-
-def remembered(memory: Path) -> dict[str, dict[str, Any]]:
-    """What a memory of measurements holds: key -> rows and their hash; nothing where there is no such file."""
-    try:
-        found = json.loads(memory.read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else {}
-    except (OSError, ValueError):
-        return {}
-
-
-def rows_under(memory: dict[str, dict[str, Any]], key: str) -> list[dict] | None:
-    """The rows that are remembered under a key, or None where there are none, or not those that were measured."""
-    entry = memory.get(key)
-    return entry["rows"] if isinstance(entry, dict) and entry.get("hash") == digest(entry.get("rows")) else None
+    return pd.DataFrame(rows).reindex(columns=[*CONTEXT, "metric", "value", "low", "high", "n", "n_reference", *ORIGIN])
 
 
 def _measure(
@@ -303,15 +253,23 @@ def _measure(
         if advance:
             advance(n)
 
+    judge = None
     for setting, key in todo.items():
-        denoiser, kimg = denoiser_of(profile, name, dataset, profile.checkpoints(name), setting.duration, expected)
+        denoiser, kimg = networks.denoiser_of(
+            profile, name, dataset, profile.checkpoints(name), setting.duration, expected
+        )
         if isinstance(denoiser, torch.nn.Module):
             denoiser.to(place).to(memory_format=torch.channels_last)
-        generated = _features(denoiser, setting, par, accelerator, place, extract, tell)
+        images, generated = _samples(denoiser, setting, par, accelerator, place, extract, tell)
         if accelerator.is_main_process:
             context = _context(profile, name, setting, denoiser, kimg)
-            rows = [context | row for row in _scores(generated, real, everything, setting, par)]
-            write_json(memory, remembered(memory) | {key: {"rows": rows, "hash": digest(rows)}})
+            scores = _scores(generated, real, everything, setting, par)
+            if denoiser.classes and setting.samples == par.samples:
+                judge = judge or classifier.Classifier(dataset.images, dataset.labels)
+                told = generation.draw_latents(range(len(images)), denoiser.shape, denoiser.classes)[1]
+                scores.append(accuracy(judge, images, told))
+            rows = [context | row for row in scores]
+            write_json(memory, networks.remembered(memory) | {key: {"rows": rows, "hash": digest(rows)}})
     progress.close()
     accelerator.end_training()
 
@@ -323,7 +281,7 @@ def _batches(setting: Setting, par: EvaluationParams, accelerator: Accelerator) 
     return batches[accelerator.process_index :: accelerator.num_processes]
 
 
-def _features(
+def _samples(
     denoiser: Denoise,
     setting: Setting,
     par: EvaluationParams,
@@ -331,18 +289,25 @@ def _features(
     device: str,
     extract: Callable[[Tensor], Tensor],
     tell: Callable[[int], None],
-) -> Tensor:
-    """Features of a setting's samples from all processes, (samples, d), in the order of their seeds."""
-    parts: list[tuple[int, Tensor]] = []
+) -> tuple[Tensor, Tensor]:
+    """A setting's samples from all processes, uint8 (samples, C, H, W), and their features, (samples, d)."""
+    parts: list[tuple[int, Tensor, Tensor]] = []
     options: dict[str, Any] = {"sigma_max": setting.sigma_max, **dict(setting.options)}
     for seeds in _batches(setting, par, accelerator):
         processes.use_tf32(par.precision == "tf32")
         with accelerator.autocast():
             images = generation.sample(denoiser, seeds, setting.sampler, setting.nfe, device, **options)
         processes.use_tf32(False)  # features are the yardstick: exact, whatever the networks are computed in
-        parts.append((seeds.start, extract(images)))
+        parts.append((seeds.start, images, extract(images)))
         tell(setting.nfe * len(images))
-    return torch.cat([part for _, part in sorted(gather_object(parts), key=lambda each: each[0])])
+    _, samples, generated = zip(*sorted(gather_object(parts), key=lambda each: each[0]), strict=True)
+    return torch.cat(samples), torch.cat(generated)
+
+
+def accuracy(judge: classifier.Classifier, images: Tensor, labels: Tensor) -> dict[str, Any]:
+    """The row of the share of images, uint8 (N, C, H, W), that the classifier finds to be of their classes (N,)."""
+    n = len(images)
+    return {"metric": "accuracy", "value": judge.share(images, labels), "n": n, "n_reference": judge.learnt}
 
 
 def _context(profile: Profile, name: str, setting: Setting, denoiser: Denoise, kimg: float) -> dict[str, Any]:
@@ -364,8 +329,10 @@ def _scores(
     if setting.samples != par.samples:
         return noise_of_metric(generated, everything, par)
     rows = distances.score(generated, real, features.FRECHET[par.extractor])
-    ends = distances.interval(generated, real, rows[0]["value"])
-    rows[0] |= dict(zip(("low", "high"), ends, strict=True))
+    for row, distance in zip((rows[0], rows[-1]), (distances.frechet_distance, distances.extrapolated), strict=True):
+        if row["metric"].startswith(rows[0]["metric"]):  # the last is extrapolated where there are enough images
+            ends = distances.interval(generated, real, row["value"], distance)
+            row |= dict(zip(("low", "high"), ends, strict=True))
     return rows
 
 
@@ -375,7 +342,7 @@ def pictures(profile: Profile, name: str, dataset: Dataset, path: Path, device: 
 
     `grid` is uint8 (64, C, H, W) from seeds 0 to 63; `trajectory` float32 (steps + 1, C, H, W) of seed 0.
     """
-    denoiser, _ = denoiser_of(profile, name, dataset, profile.checkpoints(name), 1.0)
+    denoiser, _ = networks.denoiser_of(profile, name, dataset, profile.checkpoints(name), 1.0)
     if isinstance(denoiser, torch.nn.Module):
         denoiser.to(device)
     how = profile.evaluation.primary

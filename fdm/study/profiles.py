@@ -82,6 +82,33 @@ class SettingParams(BaseModel):
         return self
 
 
+class ErrorParams(Strict):
+    """What is measured of D itself: its error by noise level at every snapshot, and what a solver adds at the end."""
+
+    images: Count  # of each set, held out and training
+    latents: Annotated[int, Field(ge=0)] = 0  # behind a solver's error; 0 measures none
+    solvers: dict[str, list[Count]] = Field(default_factory=dict)  # samplers, and their numbers of evaluations
+    cells: list[str] | None = None  # whose solvers' errors are measured; all, where it is not given
+    gradients: list[str] = Field(default_factory=list)  # cells whose gradients are measured, early in the training
+
+    @model_validator(mode="after")
+    def _possible(self) -> "ErrorParams":
+        from fdm.samplers import SAMPLERS  # which imports torch
+
+        if bool(self.latents) != bool(self.solvers):
+            raise ValueError("evaluation.errors: latents and solvers belong together")
+        for sampler, numbers in self.solvers.items():
+            if sampler not in SAMPLERS:
+                known = ", ".join(SAMPLERS)
+                raise ValueError(f"evaluation.errors.solvers: {sampler!r} is not known; there are {known}")
+            try:
+                for nfe in numbers:
+                    SAMPLERS[sampler].steps(nfe, SAMPLERS[sampler].to_zero)
+            except ValueError as error:
+                raise ValueError(f"evaluation.errors.solvers, {sampler}: {error}") from error
+        return self
+
+
 class EvaluationParams(Strict):
     """What is sampled and how it is scored."""
 
@@ -91,6 +118,7 @@ class EvaluationParams(Strict):
     batch: Count
     # The first is the one of Table 1, learning curves and pictures.
     settings: Annotated[list[SettingParams], Field(min_length=1)]
+    errors: ErrorParams | None = None
     processes: Count = 1  # batches are shared out to them (one a GPU); the samples do not depend on it
     precision: Precision = "fp32"  # of the sampled networks; features are always float32
 
@@ -146,10 +174,15 @@ class Profile(Strict):
         ]:
             if len(set(seeds)) < len(seeds):
                 raise ValueError(f"{where}: {seeds} is not allowed; a seed is there twice")
-        for each in self.evaluation.settings:
-            for wanted in each.cells or []:
+        errors = self.evaluation.errors
+        for where, cells in [
+            *(("settings", each.cells) for each in self.evaluation.settings), ("errors", errors and errors.cells),
+            ("errors", errors and errors.gradients),
+        ]:  # fmt: skip
+            for wanted in cells or []:
                 if wanted not in self.cells:
-                    raise ValueError(f"evaluation.settings: there is no cell named {wanted}")
+                    raise ValueError(f"evaluation.{where}: there is no cell named {wanted}")
+        for each in self.evaluation.settings:
             if each.samples is not None and each.samples <= self.evaluation.samples:
                 raise ValueError(
                     f"evaluation.settings: samples {each.samples} is not allowed; it must be above the usual "
@@ -177,6 +210,8 @@ class Profile(Strict):
         if cell.framework not in FRAMEWORKS:
             known = ", ".join(FRAMEWORKS)
             raise ValueError(f"cells.{name}.framework: {cell.framework!r} is not allowed; it must be one of {known}")
+        if cell.variant == "radius embedded" and self.training and self.training.augment > 0:
+            raise ValueError(f"cells.{name}.variant: the network is told of augmentations instead; set augment to 0")
         if "." in name:
             raise ValueError(f"cells.{name}: a name has no dot, which DVC reads as a path")
         if not f"{name}-".startswith(f"{cell.framework}-{cell.kernel}-"):
@@ -189,7 +224,10 @@ class Profile(Strict):
             parent, where = self.cells[cell.start], f"cells.{name}.start: {cell.start!r} is not allowed"
             if missing := [seed for seed in self.seeds_of(name) if seed not in self.seeds_of(cell.start)]:
                 raise ValueError(f"{where}; it is not trained with the seed {missing[0]}")
-            kinds = [(FRAMEWORKS[each.framework].architecture, each.channel_mult) for each in (cell, parent)]
+            kinds = [
+                (FRAMEWORKS[each.framework].architecture, each.channel_mult, each.model_channels, each.variant)
+                for each in (cell, parent)
+            ]
             if kinds[0] != kinds[1]:
                 raise ValueError(f"{where}; its network is another")
         if self.network is not None:
@@ -261,6 +299,10 @@ class Profile(Strict):
     def scores(self, run: str) -> Path:
         """What was measured of a run, by all that shapes it."""
         return self.build / "scores" / f"{run}.json"
+
+    def errors(self, run: str) -> Path:
+        """What was measured of a run's errors, by all that shapes it."""
+        return self.build / "errors" / f"{run}.json"
 
     def recorded(self, cell: str) -> Path:
         """Folder of a cell's measurements and pictures on record."""

@@ -7,7 +7,8 @@ savings (C3, C4), `EFFECT` for the warm-up (C5). The same arithmetic and the sam
 An estimate is a contrast of cell means over seeds. Its standard error is pooled: the residual of y ~ seed + cell within
 a framework, with (cells - 1)(seeds - 1) degrees of freedom, as few seeds tell little of their own spread. Differences
 are shown by 95 % intervals, corrected after Holm over the few primary contrasts; equality by two one-sided tests, which
-is to say that the 90 % interval lies within the tolerance. Everything else is exploratory, and labelled so.
+is to say that the 90 % interval lies within the tolerance. Everything else is exploratory, and labelled so. Which
+contrasts are primary, and in which metric, is in `evidence`.
 """
 
 import math
@@ -61,14 +62,29 @@ def contrast(logs: np.ndarray, weights: np.ndarray) -> Estimate:
     return Estimate(float(weights @ logs.mean(axis=1)), error, freedom, seeds)
 
 
+def mean(estimates: list[Estimate]) -> Estimate:
+    """The mean of independent estimates, with the degrees of freedom of its error by Satterthwaite."""
+    n = len(estimates)
+    variances = [(each.error / n) ** 2 for each in estimates]
+    total = sum(variances)
+    parts = sum(variance**2 / each.freedom for variance, each in zip(variances, estimates, strict=True))
+    value, seeds = sum(each.value for each in estimates) / n, min(each.seeds for each in estimates)
+    freedom = total**2 / parts if parts else sum(each.freedom for each in estimates)
+    return Estimate(value, math.sqrt(total), freedom, seeds)
+
+
 def equivalent(estimate: Estimate, tolerance: float) -> bool:
     """Whether two one-sided tests at 5 % both exclude a difference as large as the tolerance."""
     low, high = estimate.interval(0.90)
     return -tolerance < low and high < tolerance
 
 
-def judge_saving(reduced: Estimate, base_reduced: Estimate, full: Estimate, learnt: bool = True) -> Verdict:
+def judge_saving(
+    reduced: Estimate, base_reduced: Estimate, full: Estimate, learnt: bool = True, level: float = 0.95
+) -> Verdict:
     """The verdict on "as good for a fraction of the cost" (C3, C4), from differences from the baseline at full cost.
+
+    `level` is that of the intervals, higher where several contrasts are to hold together.
 
     not learnt       the baseline has not: nothing is judged
     nothing to save  the baseline itself is equivalent at the reduced cost
@@ -81,15 +97,15 @@ def judge_saving(reduced: Estimate, base_reduced: Estimate, full: Estimate, lear
         return "not learnt"
     if equivalent(base_reduced, QUALITY):
         return "nothing to save"
-    low, high = reduced.interval()
-    if high < QUALITY and base_reduced.interval()[0] > QUALITY:
+    low, high = reduced.interval(level)
+    if high < QUALITY and base_reduced.interval(level)[0] > QUALITY:
         return "holds"
     if low > QUALITY:
-        return "partly" if full.interval()[1] < 0 else "does not hold"
+        return "partly" if full.interval(level)[1] < 0 else "does not hold"
     return "inconclusive"
 
 
-def judge_effect(effect: Estimate, learnt: bool = True) -> Verdict:
+def judge_effect(effect: Estimate, learnt: bool = True, level: float = 0.95) -> Verdict:
     """The verdict on "makes training better" (C5), from the difference that it makes.
 
     not learnt    the baseline has not
@@ -100,7 +116,7 @@ def judge_effect(effect: Estimate, learnt: bool = True) -> Verdict:
     """
     if not learnt:
         return "not learnt"
-    low, high = effect.interval()
+    low, high = effect.interval(level)
     if high < -EFFECT:
         return "holds"
     if low > EFFECT:

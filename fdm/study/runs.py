@@ -5,30 +5,32 @@ committed: training/<cell>.csv, runs/<cell>/ and networks/ under results/<profil
 nothing is written; one that does not is written, and named (see `agreement`).
 """
 
+import contextlib
 import functools
+import itertools
 import json
 import multiprocessing
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from fdm.data import datasets, downloads
+from fdm.data import datasets, downloads, sources
 from fdm.files import FdmError, digest, replace, root, sha256, write_json, write_text
 from fdm.model import checkpoints, released
-from fdm.params import SNAPSHOTS, snapshot_name
+from fdm.params import SNAPSHOTS, RunParams, TrainingParams, snapshot_name
 from fdm.process.frameworks import FRAMEWORKS
-from fdm.study import agreement, cards, closure, measure, measurements, provenance
+from fdm.study import agreement, cards, closure, errors, measure, measurements, networks, provenance
 from fdm.study.profiles import Profile
 from fdm.training import augmentation, loop, processes
 
@@ -38,7 +40,7 @@ Advance = Callable[[int], None] | None  # is told of images, or of evaluations, 
 
 
 def _source() -> str:
-    return closure.listing(*closure.CLOSURES["training"], *closure.CLOSURES["scoring"], "samplers")
+    return closure.listing(*itertools.chain(*closure.CLOSURES.values()), "samplers")
 
 
 SOURCE = _source()  # as it was when it was imported, and so computes
@@ -87,15 +89,21 @@ def each(
     count: int,
     total: int,
     unit: str,
+    scheduler: str | None = None,
 ) -> None:
     """Call `work(profile, run, advance)` for each of the runs, several at once, and `done(run, value)` as each ends.
 
-    `count` is the number of processes that one run takes.
-
-    `total` is the sum of what `work` tells `advance`. When one fails or is killed, what others finished is kept.
-    Raises the FdmError of a run that failed.
+    `count` is the number of processes that one run takes. `total` is the sum of what `work` tells `advance`. With the
+    address of a Dask `scheduler` its workers compute, started in the project's folder on a disk that all share, and
+    those that are lost are replaced by others. When a run fails, what others finished is kept. Raises the FdmError of
+    a run that failed, and for a scheduler that does not answer.
     """
     runs = [*runs]
+    if scheduler:
+        with _cluster(scheduler) as pool:
+            waiting = {pool.submit(_remote, work, profile, name): name for name in runs}
+            _gather(pool, waiting, done, tqdm(total=len(runs), unit="run", desc=f"{profile.profile}, on {scheduler}"))
+        return
     n = min(at_once(profile, count), max(len(runs), 1))
     if n == 1:
         torch.set_num_threads(profile.threads)
@@ -110,22 +118,54 @@ def each(
         # Only now, as the processes that were forked would have its locks.
         bar = tqdm(total=total, unit=unit, unit_scale=True, desc=f"{profile.profile}, {n} runs at once")
         try:
-            while waiting:
-                ended, _ = wait(waiting, timeout=0.5, return_when="FIRST_COMPLETED")
-                bar.update(counted.get_obj().value - bar.n)  # without its lock, which a killed process may hold
-                for future in ended:
-                    done(waiting.pop(future), future.result())
-                    bar.set_postfix_str(f"{len(runs) - len(waiting)} of {len(runs)} runs", refresh=False)
+            _gather(pool, waiting, done, bar, lambda: counted.get_obj().value)  # whose lock a killed process may hold
         except BrokenProcessPool as error:
             raise FdmError(
                 "A process that computed a run was killed, for want of memory perhaps; what was finished is kept, and "
                 "dvc repro goes on from there."
             ) from error
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-        finally:
-            bar.close()
+
+
+def _gather(
+    pool: Executor, waiting: dict[Future, str], done: Callable[[str, Any], None], bar: tqdm,
+    progress: Callable[[], int] | None = None,
+) -> None:  # fmt: skip
+    """Hand over what runs return as each ends; `progress` tells what has been done so far, or else runs are counted."""
+    total = len(waiting)
+    try:
+        while waiting:
+            ended, _ = wait(waiting, timeout=0.5, return_when="FIRST_COMPLETED")
+            for future in ended:
+                done(waiting.pop(future), future.result())
+            bar.update((progress() if progress else total - len(waiting)) - bar.n)
+            bar.set_postfix_str(f"{total - len(waiting)} of {total} runs", refresh=False)
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    finally:
+        bar.close()
+
+
+@contextlib.contextmanager
+def _cluster(scheduler: str) -> Iterator[Executor]:
+    """The executor of a Dask cluster; raises FdmError where there is none at the address."""
+    from distributed import Client  # which takes a second to import
+
+    try:
+        client = Client(scheduler, timeout="20s")
+    except (OSError, ValueError) as error:
+        raise FdmError(
+            f"There is no Dask scheduler at {scheduler} ({str(error).splitlines()[0]}); start one with dask scheduler, "
+            "and workers in the project's folder with dask worker."
+        ) from error
+    with client:
+        yield client.get_executor()
+
+
+def _remote(work: Callable[[Profile, str, Advance], Any], profile: Profile, run: str) -> Any:
+    """Work on a run in a worker of a cluster, whose log needs no bar for each step."""
+    with threadpool_limits(profile.threads):
+        return work(profile, run, lambda n: None)
 
 
 def _remove_others(folder: Path, names: Iterable[str]) -> None:
@@ -150,14 +190,21 @@ def dataset_of(profile: Profile) -> datasets.Dataset:
     return datasets.load(profile.dataset_file)
 
 
+def parameters(profile: Profile, run: RunParams) -> TrainingParams:
+    """How a run is trained: as the profile says, at the run's own learning rate where it has one."""
+    assert profile.training is not None  # or there would be no run to train
+    return profile.training.model_copy(update={"lr": run.lr} if run.lr else {})
+
+
 def specify(profile: Profile, name: str, dataset: datasets.Dataset) -> dict[str, Any]:
     """The sections `network`, `denoiser`, `run` and `training` of the description of a run's checkpoints.
 
     Raises FdmError for a run that is not trained here.
     """
-    run, net, par = profile.run(name), profile.network, profile.training
-    if name not in profile.trained or net is None or par is None:
+    run, net = profile.run(name), profile.network
+    if name not in profile.trained or net is None:
         raise FdmError(f"{name} is no network that is trained here: its source is {run.source}.")
+    par = parameters(profile, run)
     channels, resolution, _ = dataset.shape
     return {
         "network": {
@@ -165,14 +212,14 @@ def specify(profile: Profile, name: str, dataset: datasets.Dataset) -> dict[str,
             "resolution": resolution,
             "channels": channels,
             "label_dim": dataset.classes if profile.dataset.conditional else 0,
-            "augment_dim": augmentation.LABELS if par.augment > 0 else 0,
-            "model_channels": net.model_channels,
+            "augment_dim": 1 if run.variant == "radius embedded" else augmentation.LABELS if par.augment > 0 else 0,
+            "model_channels": run.model_channels or net.model_channels,
             "channel_mult": run.channel_mult or net.channel_mult,
             "num_blocks": net.num_blocks,
             "attn_resolutions": net.attn_resolutions,
             "dropout": net.dropout,
         },
-        "denoiser": run.model_dump(include={"framework", "kernel", "multiplier", "ve_multiplier", "tau"}),
+        "denoiser": run.model_dump(include={"framework", "kernel", "multiplier", "ve_multiplier", "tau", "variant"}),
         "run": run.model_dump(exclude={"cell", "seeds", "source", "start"}),
         "training": par.model_dump(exclude={"state_kimg"}),
     }
@@ -209,11 +256,10 @@ def experiment(profile: Profile, name: str, dataset: datasets.Dataset) -> str:
 
 def training_of(profile: Profile, name: str, dataset: datasets.Dataset) -> loop.Training:
     """A run of the profile as the training loop takes it."""
-    par, parent = profile.training, parent_of(profile, name)
-    description = specify(profile, name, dataset)
-    assert par is not None  # or specify would have refused
+    parent, description = parent_of(profile, name), specify(profile, name, dataset)
+    run = profile.run(name)
     return loop.Training(
-        name, experiment(profile, name, dataset), description, profile.run(name), par, profile.threads,
+        name, experiment(profile, name, dataset), description, run, parameters(profile, run), profile.threads,
         profile.checkpoints(parent) / snapshot_name(SNAPSHOTS[-1]) if parent else None,
     )  # fmt: skip
 
@@ -243,25 +289,28 @@ def train(profile: Profile) -> pd.DataFrame:
     for source in ("train", "finetune"):  # which starts from what the first have left
         names = [name for name, run in profile.trained.items() if run.source == source]
         each(profile, names, _train, found.__setitem__, par.processes, len(names) * loop.steps(par) * par.batch, "img")
-    kept, tables = [], []
     cells = list(dict.fromkeys(run.cell for run in profile.trained.values()))
-    for cell in cells:
-        histories = [
-            pd.DataFrame(found[run]["history"])[["images", "loss", "lr"]].assign(
-                run=run, experiment=experiment(profile, run, dataset)
-            )
-            for run in profile.runs_of(cell)
-        ]
-        here = agreement.read_back(pd.concat(histories)[["run", "experiment", "images", "loss", "lr"]])
-        path = profile.results / "training" / f"{cell}.csv"
-        if agreement.losses(path, here):
-            kept.append(cell)
-        else:
-            write_text(path, here.to_csv(index=False))
-        tables.append(measurements.read(path))
+    kept = [cell for cell in cells if _settle_losses(profile, cell, found, dataset)]
     _say(profile, "training losses", "training", cells, kept)
     _remove_others(profile.results / "training", [f"{cell}.csv" for cell in cells])
+    tables = [measurements.read(profile.results / "training" / f"{cell}.csv") for cell in cells]
     return pd.concat(tables, ignore_index=True)
+
+
+def _settle_losses(profile: Profile, cell: str, found: dict[str, dict[str, Any]], dataset: datasets.Dataset) -> bool:
+    """Put the losses of a cell's training on record, unless the record agrees; returns whether it does."""
+    histories = [
+        pd.DataFrame(found[run]["history"])[["images", "loss", "lr"]].assign(
+            run=run, experiment=experiment(profile, run, dataset)
+        )
+        for run in profile.runs_of(cell)
+    ]
+    here = agreement.read_back(pd.concat(histories)[["run", "experiment", "images", "loss", "lr"]])
+    path = profile.results / "training" / f"{cell}.csv"
+    if agreement.losses(path, here):
+        return True
+    write_text(path, here.to_csv(index=False))
+    return False
 
 
 def train_launched(profile: Profile, name: str) -> Path:
@@ -281,7 +330,7 @@ def train_launched(profile: Profile, name: str) -> Path:
 def _called(folder: Path) -> str | None:
     """What the training behind a folder of checkpoints is called, or None where nothing tells."""
     try:
-        return measure.trained_as(folder)
+        return networks.trained_as(folder)
     except FdmError:
         return None
 
@@ -315,7 +364,9 @@ def reference(profile: Profile) -> pd.DataFrame:
     _, everything, made_by = measure.load_reference(profile, path)
     about = {"shape": [*dataset.shape], "classes": dataset.classes}
     write_json(path.with_name("reference.json"), made_by | about)
-    floor = agreement.read_back(measure.calibrate(profile, everything, made_by))
+    measured = measure.calibrate(profile, everything, made_by)
+    real = measure.real_accuracy(dataset, measured["experiment"][0]) if profile.dataset.conditional else pd.DataFrame()
+    floor = agreement.read_back(pd.concat([measured, real], ignore_index=True)[measured.columns])
     record = profile.results / "calibration.csv"
     write_text(profile.here / "calibration.csv", floor.to_csv(index=False))
     if not agreement.floor(record, floor):
@@ -323,18 +374,30 @@ def reference(profile: Profile) -> pd.DataFrame:
     return measurements.read(record)
 
 
-def _score(profile: Profile, run: str, advance: Advance) -> pd.DataFrame:
+class Measured(NamedTuple):
+    """What was measured of a run."""
+
+    scores: pd.DataFrame  # as `measure.evaluate` returns them
+    errors: pd.DataFrame  # as `errors.measure` does
+
+
+def _score(profile: Profile, run: str, advance: Advance) -> Measured:
     dataset, device = dataset_of(profile), processes.device()
     _unchanged()
-    rows = measure.evaluate(profile, run, dataset, expected(profile, run, dataset), device, advance)
+    wanted = expected(profile, run, dataset)
+    measured = Measured(
+        measure.evaluate(profile, run, dataset, wanted, device, advance),
+        errors.measure(profile, run, dataset, wanted, device, advance),
+    )
     try:
         _unchanged()
     except FdmError:
-        profile.scores(run).unlink(missing_ok=True)
+        for memory in (profile.scores(run), profile.errors(run)):
+            memory.unlink(missing_ok=True)
         raise
     if run in _shown(profile):
         measure.pictures(profile, run, dataset, _pictures_here(profile, run), device)
-    return rows
+    return measured
 
 
 def _shown(profile: Profile) -> list[str]:
@@ -352,17 +415,17 @@ def evaluate(profile: Profile) -> pd.DataFrame:
     What was measured here goes to build/<profile>/here/runs/. It also goes on record where the record is of something
     else or does not agree: each cell as soon as its runs are scored. Raises FdmError as `measure.evaluate` does.
     """
-    found: dict[str, pd.DataFrame] = {}
+    found: dict[str, Measured] = {}
     kept: list[str] = []
     started = time.time()
 
-    def done(run: str, rows: pd.DataFrame) -> None:
-        found[run] = rows
+    def done(run: str, measured: Measured) -> None:
+        found[run] = measured
         cell = profile.run(run).cell
         if set(profile.runs_of(cell)) <= found.keys() and _settle(profile, cell, found, started):
             kept.append(cell)
 
-    total = sum(s.nfe * s.samples for run in profile.runs for s in measure.settings(profile, run))
+    total = sum(evaluations(profile, run) for run in profile.runs)
     each(profile, profile.runs, _score, done, profile.evaluation.processes, total, "eval")
     _say(profile, "measurements", "runs", profile.cells, kept)
     for folder in (profile.results, profile.here):
@@ -374,16 +437,74 @@ def evaluate(profile: Profile) -> pd.DataFrame:
     return measurements.table(profile)
 
 
-def _settle(profile: Profile, cell: str, found: dict[str, pd.DataFrame], started: float) -> bool:
+def evaluations(profile: Profile, run: str) -> int:
+    """Network evaluations that measuring a run takes, about."""
+    sampled = sum(setting.nfe * setting.samples for setting in measure.settings(profile, run))
+    return sampled + errors.evaluations(profile, run)
+
+
+TRAINED = 3  # evaluations of a network that cost as much as training it on an image
+
+
+def _complete(profile: Profile, run: str, advance: Advance) -> tuple[dict[str, Any] | None, Measured]:
+    """Train a run, where it is trained here, and measure it."""
+    told = (lambda n: advance(TRAINED * n)) if advance else None
+    trained = _train(profile, run, told) if run in profile.trained else None
+    return trained, _score(profile, run, advance)
+
+
+def complete(profile: Profile, scheduler: str | None = None) -> None:
+    """Train and measure the runs of a profile, cell by cell in their order, each put on record whole as it ends.
+
+    What is there is kept, so that it can be stopped at any time; dvc repro takes what it leaves. `scheduler` is the
+    address of a Dask cluster, see `each`. Raises FdmError as `train` and `evaluate` do.
+    """
+    if not profile.dataset_file.exists():
+        sources.prepare(profile.dataset, profile.dataset_file)
+    if not profile.reference_file.exists():
+        reference(profile)
+    dataset, par, started = dataset_of(profile), profile.training, time.time()
+    losses: dict[str, dict[str, Any]] = {}
+    found: dict[str, Measured] = {}
+
+    def done(run: str, value: tuple[dict[str, Any] | None, Measured]) -> None:
+        trained, found[run] = value
+        if trained:
+            losses[run] = trained
+        cell = profile.run(run).cell
+        if set(profile.runs_of(cell)) <= found.keys():
+            if trained:
+                _settle_losses(profile, cell, losses, dataset)
+            kept = _settle(profile, cell, found, started)
+            print(f"{cell}: {'agrees with the record' if kept else 'put on record'}", file=sys.stderr)
+
+    images = TRAINED * loop.steps(par) * par.batch if par else 0
+    for tuned in (False, True):  # which start from what the others have left
+        names = [name for name, run in profile.runs.items() if (run.source == "finetune") == tuned]
+        total = sum(evaluations(profile, name) + images * (name in profile.trained) for name in names)
+        each(profile, names, _complete, done, profile.evaluation.processes, total, "eval", scheduler)
+
+
+def _settle(profile: Profile, cell: str, found: dict[str, Measured], started: float) -> bool:
     """Put a cell's measurements, pictures and network on record, unless the record agrees; returns whether it does."""
-    rows = pd.concat([found[run] for run in profile.runs_of(cell)], ignore_index=True)
-    measured, source = agreement.read_back(rows), profile.here / "runs" / cell
+    names, source, record = profile.runs_of(cell), profile.here / "runs" / cell, profile.recorded(cell)
+    measured, wrong = (
+        agreement.read_back(pd.concat([getattr(found[run], kind) for run in names], ignore_index=True))
+        for kind in Measured._fields
+    )
     text = measured.to_csv(index=False)
-    write_text(source / "measurements.csv", text)
-    path = profile.recorded(cell) / "measurements.csv"
-    if agreement.measurements(profile, path, measured) and _whole(profile, cell):
+    tables = {"measurements.csv": text} | ({"errors.csv": wrong.to_csv(index=False)} if len(wrong) else {})
+    for name, content in tables.items():
+        write_text(source / name, content)
+    path = record / "measurements.csv"
+    if (
+        agreement.measurements(profile, path, measured)
+        and (wrong.empty or agreement.errors(record / "errors.csv", wrong))
+        and _whole(profile, cell)
+    ):
         return True
-    write_text(path, text)
+    for name, content in tables.items():
+        write_text(record / name, content)
     first = profile.runs_of(cell)[0]
     if first in _shown(profile):
         _copy(_pictures_here(profile, first), path.with_name("pictures.safetensors"))

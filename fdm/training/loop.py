@@ -44,6 +44,7 @@ class Training(NamedTuple):
     start: Path | None = None  # the checkpoint whose weights it starts from, in place of fresh ones
 
 
+FRESH = -1  # where in a step the seed of fresh images stands, apart from those of the batch's parts
 Advance = Callable[[int], None] | None  # is told of images as they are trained on
 
 
@@ -266,7 +267,7 @@ def _losses(
     """Take one step of the optimisers, in parts; yields the mean loss of each of this process's parts, ()."""
     run, par, device = training.run, training.par, engine.accelerator.device
     generator = torch.Generator(device).manual_seed(step_seed(run.seed, 1 + step))
-    index = order(step * par.batch, par.batch)
+    take = _taken(dataset, order, step * par.batch, par.batch, step_seed(run.seed, 1 + step, FRESH))
     transforms = augmentation.draw_transforms(par.batch, par.augment, generator) if par.augment > 0 else None
     random = objective.draw(par.batch, dataset.shape, generator)
     label_dim = training.description["network"]["label_dim"]
@@ -275,14 +276,26 @@ def _losses(
     for first in range(engine.accelerator.process_index * size, par.batch, par.processes * size):
         part = slice(first, first + size)
         torch.manual_seed(step_seed(run.seed, 1 + step, first))  # for dropout
-        images = to_float(dataset.images[index[part]].to(device))
-        class_labels = one_hot(dataset.labels[index[part]], label_dim).float().to(device) if label_dim else None
+        images, classes = take(part)
+        images = to_float(images.to(device))
+        class_labels = one_hot(classes, label_dim).float().to(device) if label_dim else None
         augment_labels = None
         if transforms is not None:
             mine = augmentation.Transforms(*(field[part] for field in transforms))
             images, augment_labels = augmentation.transform(images, mine), mine.labels()
         drawn = {key: value[part] for key, value in random.items()}
         yield objective.step(engine, Batch(step, images, class_labels, augment_labels, drawn))
+
+
+def _taken(
+    dataset: Dataset, order: Order, first: int, count: int, seed: int
+) -> Callable[[slice], tuple[Tensor, Tensor]]:
+    """What gives a part of a batch its images and their classes: those in `order`, or fresh draws from a seed."""
+    if dataset.mixture is not None:
+        images, classes = dataset.fresh(count, seed)
+        return lambda part: (images[part], classes[part])
+    index = order(first, count)
+    return lambda part: (dataset.images[index[part]], dataset.labels[index[part]])
 
 
 def _log(logs: Path, history: list[dict[str, float]]) -> None:

@@ -1,0 +1,228 @@
+"""Which comparisons of the evidence decide, by the rules of `rules`; written down before its runs were looked at.
+
+Two targets are judged, each by itself: `exact`, where the best denoiser is known, and Fashion-MNIST at 16x16. What is
+compared is y = ln(metric) of
+
+    exact       the excess of the denoising error over the optimum, weighted: the mean of EDM's training loss above
+                what is possible, over EDM's law of noise levels, for all models alike
+    fashion-16  the Frechet distance, extrapolated to infinitely many images: the kind of number that the paper has;
+                and the weighted denoising error on the held-out images, which is no primary metric
+
+Primary are, on each target, eight contrasts, at the 95 % level together (Bonferroni; p-values after Holm):
+
+    C3, VP VE EDM   FDM with its warm-up at half of the training, against the baseline at the end
+    C4, VP VE EDM   FDM with its warm-up at the end with 9 evaluations, against the baseline with 25 (Heun); on `exact`
+                    the metric is the distance to the exact flow's end, solver and network together
+    C5              with against without warm-up after a quarter of the training, over both kernels, all frameworks
+    kernel          FDM's c_in against the baseline's at the end, over both warm-ups, all frameworks
+
+C5 and the kernel are judged on the weighted denoising error (on `exact`, its excess), as only that is measured in all
+twelve cells. A claim is judged where the framework's baseline has learnt: at full training a classifier finds
+`LEARNT` times as many of its samples to be of their class as of real images, or its metric is at most twice that of
+EDM's baseline. Everything else that is shown, level by level or under a change, is exploratory.
+
+C3's measure beside its verdict is the horizontal shift: training images with which FDM reaches what the baseline has
+reached at the end, over the baseline's; 0.5 is the claim. Where FDM does not get there its curve is extrapolated along
+its last doubling, by one doubling more at most, or the shift is refused.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from fdm.process.frameworks import FRAMEWORKS, P_MEAN, P_STD
+from fdm.study import intervals, measurements, rules
+from fdm.study.measurements import select
+from fdm.study.profiles import Profile
+from fdm.study.rules import Estimate
+
+LEARNT, TIMES = 0.8, 2.0  # the gate: share of the real images' accuracy, and times EDM's baseline's error
+HALF, EARLY = 0.5, 0.25  # shares of the training that C3 and C5 are about
+THIRD = 9, 25  # evaluations that C4 is about: about a third
+PRIMARY = 8  # contrasts on a target
+DOUBLING = math.log(2)
+
+
+def errors(profile: Profile) -> pd.DataFrame:
+    """The errors on record of all cells that have been measured."""
+    found = [profile.recorded(cell) / "errors.csv" for cell in profile.cells]
+    return pd.concat([measurements.read(path) for path in found if path.is_file()], ignore_index=True)
+
+
+def weighted(rows: pd.DataFrame, quantity: str, images: str = "held out") -> pd.Series:
+    """One number a (cell, duration, seed): errors weighted as EDM's training weights and draws noise levels."""
+    mine = select(rows, quantity=quantity, images=images)
+    table = mine.pivot_table(index=["cell", "duration", "seed"], columns="sigma", values="value")
+    sigma = table.columns.to_numpy(float)
+    law = np.exp(-(((np.log(sigma) - P_MEAN) / P_STD) ** 2) / 2)  # the levels are evenly spaced in the logarithm
+    weight = ((sigma**2 + 0.25) / (sigma * 0.5) ** 2) * law / law.sum()
+    return (table * weight).sum(axis=1, min_count=len(sigma))
+
+
+def matrix(values: pd.Series, wanted: list[tuple]) -> np.ndarray:
+    """ln(values) of some (cell, duration), or (cell, evaluations), (wanted, seeds), of the seeds that all have.
+
+    Raises KeyError for one that was not measured.
+    """
+    return np.log(pd.concat([values.loc[each] for each in wanted], axis=1, join="inner").to_numpy().T)
+
+
+class Judged(NamedTuple):
+    """A claim on a target, with the contrasts behind its verdict."""
+
+    claim: str
+    framework: str  # a name, or `all`
+    estimate: Estimate
+    verdict: str
+    baseline: Estimate | None = None  # the baseline at the reduced cost, where it is about that
+    full: Estimate | None = None  # FDM at the full cost
+
+
+def level() -> float:
+    """The level of a primary contrast's interval."""
+    return 1 - (1 - intervals.LEVEL) / PRIMARY
+
+
+def saving(
+    claim: str, framework: str, values: pd.Series, base: str, fdm: str, reduced: float, whole: float, learnt: bool
+) -> Judged:
+    """Judge "as good for a fraction of the cost", from values by (cell, cost, seed)."""
+    logs = matrix(values, [(base, reduced), (base, whole), (fdm, reduced), (fdm, whole)])
+    mine, control, full = (
+        rules.contrast(logs, np.array(weights, float))
+        for weights in ((0, -1, 1, 0), (1, -1, 0, 0), (0, -1, 0, 1))
+    )  # fmt: skip
+    return Judged(claim, framework, mine, rules.judge_saving(mine, control, full, learnt, level()), control, full)
+
+
+def effect(values: pd.Series, share: float, weights: dict[str, float]) -> Estimate:
+    """A contrast of the four cells of each framework, the mean over frameworks; weights by the end of a cell's name."""
+    found = []
+    for framework in FRAMEWORKS:
+        cells = [f"{framework}-{end}" for end in weights]
+        logs = matrix(values, [(cell, share) for cell in cells])
+        found.append(rules.contrast(logs, np.array([*weights.values()], float)))
+    return rules.mean(found)
+
+
+WARMUP = {"baseline": -0.5, "fdm": -0.5, "baseline-warmup": 0.5, "fdm-warmup": 0.5}
+KERNEL = {"baseline": -0.5, "fdm": 0.5, "baseline-warmup": -0.5, "fdm-warmup": 0.5}
+
+
+def learnt(profile: Profile, rows: pd.DataFrame, values: pd.Series, framework: str) -> bool:
+    """The gate: whether a framework's baseline has learnt by the end, from scores and values by (cell, share, seed)."""
+    cell = f"{framework}-baseline"
+    if values.loc[cell, 1.0].mean() <= TIMES * values.loc["edm-baseline", 1.0].mean():
+        return True
+    sampler, nfe = profile.evaluation.primary
+    mine = select(rows, cell=cell, metric="accuracy", duration=1.0, sampler=sampler, nfe=nfe)["value"]
+    real = select(measurements.calibration(profile), metric="accuracy")["value"].iloc[0]
+    return bool(mine.mean() >= LEARNT * real)
+
+
+# ---------------------------------------------------------------------------------------------- horizontal shift
+
+
+def shift(cost: np.ndarray, base: np.ndarray, other: np.ndarray) -> float:
+    """ln of the cost at which a curve reaches the baseline's last value over the baseline's last cost.
+
+    `cost` (k,) rises; `base` and `other` are ln(metric) (k,). Interpolated in the logarithms at the first crossing; a
+    curve that does not get there goes on along its last doubling, for one doubling at most, and is NaN beyond.
+    """
+    x, target = np.log(cost), base[-1]
+    reached = np.flatnonzero(other <= target)
+    if len(reached):
+        i = reached[0]
+        if i == 0:
+            return float(x[0] - x[-1])  # at most
+        weight = (other[i - 1] - target) / (other[i - 1] - other[i])
+        return float(x[i - 1] + weight * (x[i] - x[i - 1]) - x[-1])
+    before = int(np.argmin(np.abs(x - (x[-1] - DOUBLING))))
+    slope = (other[-1] - other[before]) / (x[-1] - x[before])
+    more = (target - other[-1]) / slope if slope < 0 else math.inf
+    return float(more) if more <= DOUBLING else math.nan
+
+
+def shifts(values: pd.Series, base: str, fdm: str) -> tuple[Estimate | None, int]:
+    """The mean shift over seeds as a contrast by Student's t, and for how many seeds it was refused."""
+    each = []
+    for seed in sorted({*values.loc[base].index.get_level_values("seed")}):
+        curves = [values.loc[cell].xs(seed, level="seed").sort_index() for cell in (base, fdm)]
+        each.append(shift(curves[0].index.to_numpy(float), *(np.log(curve.to_numpy()) for curve in curves)))
+    known = np.array(each)[~np.isnan(each)]
+    refused = len(each) - len(known)
+    if refused or len(known) < 2:
+        return None, refused
+    error = float(known.std(ddof=1)) / math.sqrt(len(known))
+    return Estimate(float(known.mean()), error, len(known) - 1, len(known)), 0
+
+
+# ------------------------------------------------------------------------------------------------------ a target
+
+
+def judge(profile: Profile) -> list[Judged]:
+    """The eight primary contrasts of a target, with their verdicts."""
+    wrong, rows = errors(profile), measurements.table(profile)
+    exact = profile.dataset.name == "exact-gaussians"
+    loss = weighted(wrong, "excess" if exact else "error")
+    sampler, nfe = profile.evaluation.primary
+    if exact:
+        ends = select(wrong, quantity="flow error", sampler=sampler)
+        quality, ends = loss, ends.set_index(["cell", "nfe", "seed"])["value"]
+    else:
+        drawn = select(rows, metric=f"{measurements.frechet(rows)}, n to infinity", sampler=sampler)
+        quality = select(drawn, nfe=nfe).set_index(["cell", "duration", "seed"])["value"]
+        ends = select(drawn, duration=1.0).set_index(["cell", "nfe", "seed"])["value"]
+    out = []
+    for framework in FRAMEWORKS:
+        pair = f"{framework}-baseline", f"{framework}-fdm-warmup"
+        gate = learnt(profile, rows, loss, framework)
+        out.append(saving("C3", framework, quality, *pair, HALF, 1.0, gate))
+        out.append(saving("C4", framework, ends, *pair, *THIRD, gate))
+    warmup, kernel = effect(loss, EARLY, WARMUP), effect(loss, 1.0, KERNEL)
+    out.append(Judged("C5", "all", warmup, rules.judge_effect(warmup, level=level())))
+    out.append(Judged("kernel", "all", kernel, rules.judge_effect(kernel, level=level())))
+    return out
+
+
+def table(judged: list[Judged]) -> pd.DataFrame:
+    """Verdicts as a table: ratios with simultaneous 95 % intervals, p after Holm, and seeds that would decide."""
+    corrected = intervals.holm(each.estimate.p for each in judged)
+    rows = []
+    for each, p in zip(judged, corrected, strict=True):
+        tolerance = rules.EFFECT if each.claim in ("C5", "kernel") else rules.QUALITY
+        low, high = each.estimate.interval(level())
+        undecided = each.verdict == "inconclusive"
+        rows.append({
+            "claim": each.claim, "framework": each.framework, "ratio": math.exp(each.estimate.value),
+            "low": math.exp(low), "high": math.exp(high), "p": p,
+            "baseline at the reduced cost": math.exp(each.baseline.value) if each.baseline else math.nan,
+            "FDM at the full cost": math.exp(each.full.value) if each.full else math.nan,
+            "verdict": each.verdict,
+            "seeds that would decide": rules.seeds_that_decide(each.estimate, tolerance) if undecided else math.nan,
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+# ------------------------------------------------------------------------------------------- the published tables
+
+
+def published_savings() -> pd.DataFrame:
+    """C3 in the paper's Table 1 with the same tolerance: FIDs of one training each, so that no interval is known.
+
+    Ratios to the baseline at 200 Mimg: FDM at 100, the baseline itself at 100, and FDM at 200.
+    """
+    rows = []
+    for (dataset, framework), part in measurements.published(1).groupby(["dataset", "framework"], sort=False):
+        fid = part.set_index(["kernel", "duration_mimg"])["fid"]
+        ratios = {
+            "FDM at half": fid["fdm", 100] / fid["baseline", 200],
+            "baseline at half": fid["baseline", 100] / fid["baseline", 200],
+            "FDM at the end": fid["fdm", 200] / fid["baseline", 200],
+        }
+        mine, control, full = (Estimate(math.log(ratio), 0.0, 1, 1) for ratio in ratios.values())
+        about = {"dataset": dataset, "framework": framework}
+        rows.append(about | ratios | {"verdict": rules.judge_saving(mine, control, full)})
+    return pd.DataFrame(rows)
