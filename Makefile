@@ -46,7 +46,7 @@ repro: .venv/ready
 	@find .dvc/tmp -name rwlock -empty -delete 2>/dev/null || true  # which a DVC that was killed may leave, and not read
 	@python -m fdm pipeline --params $(FOLDER)/params.yaml
 	dvc repro $(FOLDER)/dvc.yaml
-	@test $(PROFILE) != ablations || python -m fdm readme --params $(FOLDER)/params.yaml
+	@test $(PROFILE) != exact || python -m fdm readme --params $(FOLDER)/params.yaml
 	@echo
 	@if test -z "$$(git status --porcelain results/$(PROFILE) 2>/dev/null)"; then \
 		echo "results/$(PROFILE) is as committed: what was computed here agrees with it, or is nothing new."; \

@@ -9,7 +9,7 @@ from fdm.files import FdmError, relative, root, write_text
 from fdm.study import profiles
 from fdm.study.profiles import Profile
 
-NOTEBOOKS = ["01_kernel", "02_train", "03_evaluate", "04_tables", "05_ablations", "06_published_code"]
+NOTEBOOKS = ["01_kernel", "02_train", "03_evaluate", "04_tables", "05_evidence", "06_published_code"]
 
 
 def check(profile: Profile, args: argparse.Namespace) -> None:
@@ -179,7 +179,7 @@ def main(argv: list[str] | None = None) -> int:
         command.add_argument("--params", default="params.yaml", help="the profile's parameters (params.yaml)")
         command.set_defaults(function=function)
         if function is readme:
-            command.set_defaults(params="profiles/ablations/params.yaml")
+            command.set_defaults(params="profiles/exact/params.yaml")
         if function is notebook:
             command.add_argument("name", choices=NOTEBOOKS, help="which notebook")
         if function is train:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from fdm.data import archives, downloads, sources
@@ -27,6 +28,16 @@ BATCH = 4  # images in each of CIFAR-10's small batches
 def prepare(name, resolution, conditional=False, path=None):
     params = DatasetParams(name=name, resolution=resolution, conditional=conditional, path=path and str(path))
     return sources.prepare(params, Path("dataset.safetensors"))
+
+
+def whole(dataset):
+    """The data set with the images that are held out back in their places among the others."""
+    n = len(dataset.images) + len(dataset.held)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(1))
+    places = [order[: len(dataset.held)].sort().values, order[len(dataset.held) :].sort().values]
+    back = torch.cat(places).argsort()
+    images, labels = torch.cat([dataset.held, dataset.images]), torch.cat([dataset.held_labels, dataset.labels])
+    return dataset._replace(images=images[back], labels=labels[back])
 
 
 def available(name, path=None):
@@ -138,7 +149,8 @@ def cifar10(study, monkeypatch):
     labels = np.random.default_rng(2).integers(0, 10, (5, BATCH))
     labels[4, 0] = 9
     files = {f"data_batch_{n + 1}": python2_batch(pixels[n], labels[n]) for n in range(5)}
-    files = dict(reversed(files.items())) | {"test_batch": python2_batch(pixels[0], labels[0]), "readme.html": b"x"}
+    test = python2_batch(random_images(BATCH, 3, 32, 32, seed=7), np.arange(BATCH))
+    files = dict(reversed(files.items())) | {"test_batch": test, "readme.html": b"x"}
     official(monkeypatch, "cifar10", [tarball(files)])
     return files, pixels.reshape(-1, 3, 32, 32), labels.reshape(-1)
 
@@ -163,6 +175,8 @@ def test_cifar10_is_prepared_batch_by_batch_from_wherever_it_lies(cifar10, way):
     assert available("cifar10", path) is None
     dataset = prepare("cifar10", 32, True, path)
     assert_is(dataset, pixels, labels)
+    np.testing.assert_array_equal(dataset.held, random_images(BATCH, 3, 32, 32, seed=7))
+    assert dataset.held_labels.tolist() == [*range(BATCH)]
     assert dataset.classes == 10
 
 
@@ -277,11 +291,12 @@ def test_a_batch_that_holds_anything_else_is_refused_and_nothing_is_run(cifar10,
 
 def test_a_tarball_without_a_batch_or_with_a_huge_one_names_it(cifar10):
     files = cifar10[0]
-    for strange in (None, bytes(3 << 20)):
-        changed = {name: strange if name == "data_batch_3" else content for name, content in files.items()}
-        Path("mine.tar.gz").write_bytes(tarball({name: c for name, c in changed.items() if c is not None}))
-        with pytest.raises(FdmError, match="it lacks data_batch_3"):
-            prepare("cifar10", 32, path="mine.tar.gz")
+    for lost in ("data_batch_3", "test_batch"):
+        for strange in (None, bytes(3 << 20)):
+            changed = {name: strange if name == lost else content for name, content in files.items()}
+            Path("mine.tar.gz").write_bytes(tarball({name: c for name, c in changed.items() if c is not None}))
+            with pytest.raises(FdmError, match=f"it lacks {lost}"):
+                prepare("cifar10", 32, path="mine.tar.gz")
 
 
 # Fashion-MNIST
@@ -289,16 +304,26 @@ def test_a_tarball_without_a_batch_or_with_a_huge_one_names_it(cifar10):
 
 @pytest.fixture
 def fashion_mnist(study, monkeypatch):
-    """The files of a small Fashion-MNIST by their names, with pixels and classes; they are the official ones."""
+    """The files of a small Fashion-MNIST by their names, with pixels and classes; they are the official ones.
+
+    Pixels and classes are of 20 training images and then of 8 test images.
+    """
     monkeypatch.setattr(archives, "FASHION_IMAGES", 20)
-    pixels, labels = random_images(20, 28, 28), np.arange(20) % 10
+    monkeypatch.setattr(archives, "FASHION_HELD", 8)
+    pixels, labels = random_images(28, 28, 28), np.arange(28) % 10
     contents = [
-        struct.pack(">4I", 2051, 20, 28, 28) + pixels.tobytes(),
-        struct.pack(">2I", 2049, 20) + labels.astype(np.uint8).tobytes(),
+        content
+        for part in (slice(0, 20), slice(20, 28))
+        for content in (
+            struct.pack(">4I", 2051, len(pixels[part]), 28, 28) + pixels[part].tobytes(),
+            struct.pack(">2I", 2049, len(pixels[part])) + labels[part].astype(np.uint8).tobytes(),
+        )
     ]
     compressed = [gzip.compress(content, mtime=1) for content in contents]
     official(monkeypatch, "fashion-mnist", compressed)
-    names = ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz")
+    names = (
+        f"{part}-{kind}-ubyte.gz" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
+    )
     return dict(zip(names, compressed, strict=True)), pixels, labels
 
 
@@ -310,7 +335,8 @@ def test_fashion_mnist_is_prepared_with_a_black_border_from_wherever_it_lies(fas
         served(monkeypatch, "fashion-mnist", f"{address}/{way}")
         clause = available("fashion-mnist")
         assert clause.startswith("train-images-idx3-ubyte.gz (0.0 MB) will be downloaded from http")
-        assert ", and train-labels-idx1-ubyte.gz" in clause
+        for name in ("train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+            assert f", and {name}-ubyte.gz" in clause
         path = None
         if way == "downloads":
             write(place("fashion-mnist").parent, files)
@@ -322,10 +348,27 @@ def test_fashion_mnist_is_prepared_with_a_black_border_from_wherever_it_lies(fas
         assert (available("fashion-mnist", path) is None) == (not network)
         dataset = prepare("fashion-mnist", 32, True, path)
         assert bool(Server.log) == network
-    assert tuple(dataset.images.shape) == (20, 1, 32, 32)
-    np.testing.assert_array_equal(dataset.images[:, 0, 2:30, 2:30], pixels)
-    assert dataset.images.long().sum() == pixels.astype(np.int64).sum()  # the border is 0
-    np.testing.assert_array_equal(dataset.labels, labels)
+    images = torch.cat([dataset.images, dataset.held])
+    assert len(dataset.images) == 20
+    assert tuple(images.shape) == (28, 1, 32, 32)
+    np.testing.assert_array_equal(images[:, 0, 2:30, 2:30], pixels)
+    assert images.long().sum() == pixels.astype(np.int64).sum()  # the border is 0
+    np.testing.assert_array_equal(torch.cat([dataset.labels, dataset.held_labels]), labels)
+
+
+@pytest.mark.parametrize("resolution", [16, 8])
+def test_at_a_lower_resolution_a_pixel_is_the_mean_of_as_many(fashion_mnist, resolution):
+    files, pixels, labels = fashion_mnist
+    dataset = prepare("fashion-mnist", resolution, True, write(Path("mine"), files))
+    bordered, times = np.pad(pixels, ((0, 0), (2, 2), (2, 2))).astype(float), 32 // resolution
+    images = torch.cat([dataset.images, dataset.held])
+    assert tuple(images.shape) == (28, 1, resolution, resolution)
+    for row in range(resolution):
+        for column in range(resolution):
+            block = bordered[:, row * times :, column * times :][:, :times, :times]
+            off = images[:, 0, row, column].numpy() - block.mean(axis=(1, 2))
+            assert np.abs(off).max() <= 0.5  # a rounding
+    np.testing.assert_array_equal(torch.cat([dataset.labels, dataset.held_labels]), labels)
 
 
 def test_an_idx_file_that_is_damaged_anywhere_is_a_sentence(fashion_mnist):
@@ -367,7 +410,8 @@ def test_the_official_files_are_those_of_the_debian_package():
         assert hashlib.sha256(gzip.decompress(packed)).hexdigest() == archive.content
         # Debian left out the name and the time; with them, 31 August 2017, the file is the official one.
         name = Path(archive.url).stem.encode() + b"\0"
-        original = b"\x1f\x8b\x08\x08" + struct.pack("<I", 1504176606) + b"\x00\x03" + name + packed[10:]
+        packed_at = 1504176606 if name.startswith(b"train") else 1504176627
+        original = b"\x1f\x8b\x08\x08" + struct.pack("<I", packed_at) + b"\x00\x03" + name + packed[10:]
         assert len(original) == archive.size
         assert hashlib.sha256(original).hexdigest() == archive.sha256
 
@@ -492,7 +536,7 @@ def colourful(**options):
 
 
 def of_folder(files, name="mine", **options):
-    return prepare("folder", 8, path=write(Path(name), files), **options)
+    return whole(prepare("folder", 8, path=write(Path(name), files), **options))
 
 
 def test_pictures_in_a_folder_are_prepared_in_the_order_of_their_paths(study, capsys):

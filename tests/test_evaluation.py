@@ -19,7 +19,7 @@ from fdm.data.datasets import to_float
 from fdm.files import FdmError
 from fdm.metrics import distances, features
 from fdm.model import checkpoints
-from fdm.study import measure, runs
+from fdm.study import measure, networks, runs
 from fdm.tasks import generation
 from fdm.training import loop
 
@@ -136,6 +136,7 @@ def test_missing_inception_weights_say_what_to_download_and_where_to_put_it(stud
 
 
 RUN = "edm-fdm-0"
+METRICS = ["FD(EfficientNet-Lite0)", "KID", "precision", "recall", "density", "coverage", "accuracy"]
 
 
 @pytest.fixture(scope="module")
@@ -190,8 +191,7 @@ def test_an_evaluation_measures_every_setting_and_goes_on_after_a_kill(trained, 
     profile, memory, told = trained, trained.scores(RUN), []
     rows = evaluated(profile, digits, advance=told.append)
     settings = measure.settings(profile, RUN)
-    assert len(rows) == 4 * len(settings)
-    assert set(rows["metric"]) == {"FD(EfficientNet-Lite0)", "KID", "precision", "recall"}
+    assert rows["metric"].tolist() == METRICS * len(settings)
     assert rows["value"].notna().all()
     assert (rows["n"] == profile.evaluation.samples).all()
     assert rows["checkpoint"].nunique() == 4
@@ -199,7 +199,7 @@ def test_an_evaluation_measures_every_setting_and_goes_on_after_a_kill(trained, 
     assert rows["checkpoint"].iloc[-1] == weights[:12]
     assert rows["experiment"].nunique() == len(settings)
     assert set(rows["options"]) == {"usual", "eta=1"}
-    interval = rows[rows["metric"].isin(["FD(EfficientNet-Lite0)", "KID"])]
+    interval = rows[rows["metric"].isin(["FD(EfficientNet-Lite0)", "KID", "density"])]
     assert (interval["low"] < interval["high"]).all()
     assert (rows["sigma_max"] == 80).all()
     assert len(networks.remembered(memory)) == len(settings)
@@ -264,7 +264,7 @@ def test_a_setting_more_is_measured_alone_and_one_less_needs_nothing(trained, di
     assert {row["nfe"] for key in new for row in after[key]["rows"]} == {5, 7}
     assert {key: after[key] for key in before} == before
     added = (more["nfe"] == 7) | (more["options"] == "eta=0.5")
-    assert added.sum() == 2 * 4
+    assert added.sum() == 2 * len(METRICS)
     assert more[~added].to_csv(index=False) == rows.to_csv(index=False)
     sampled.clear()
     fewer = with_settings(trained, lambda settings: [each | {"nfe": [5]} for each in settings])
@@ -334,10 +334,10 @@ def test_the_exact_denoiser_of_the_images_is_scored_like_a_network(trained, digi
     rows = evaluated(profile, digits, EXACT, advance=told.append)
     settings = measure.settings(profile, EXACT)
     assert {setting.duration for setting in settings} == {1.0}  # it is never less than trained
-    assert len(rows) == 4 * len(settings)
+    assert len(rows) == len(METRICS) * len(settings)
     assert set(rows["cell"]) == {"edm-baseline-exact"}
     assert set(rows["checkpoint"]) == {digits.sha256[:12]}
-    assert set(rows["kimg"]) == {1.797}
+    assert set(rows["kimg"]) == {1.618}  # without the images that are held out
     assert rows["value"].notna().all()
     assert sum(told) == cost_of(settings)
     assert len(networks.remembered(profile.scores(EXACT))) == len(settings)
@@ -356,7 +356,7 @@ def test_samples_of_the_exact_denoiser_are_training_images(smoke, digits, tmp_pa
     """Of the class that it is told; it has no others to give."""
     profile = change(Path(smoke.params_file), dataset={"conditional": conditional})
     denoiser, kimg = networks.denoiser_of(profile, EXACT, digits, profile.checkpoints(EXACT), 1.0)
-    assert (kimg, denoiser.shape, denoiser.classes) == (1.797, (1, 8, 8), 10 if conditional else 0)
+    assert (kimg, denoiser.shape, denoiser.classes) == (1.618, (1, 8, 8), 10 if conditional else 0)
     images = to_float(generation.sample(denoiser, range(32), "heun", 79)).flatten(1)
     every = to_float(digits.images).flatten(1)
     off = (images[:, None] - every).abs().amax(dim=2)
@@ -407,7 +407,7 @@ def test_samples_of_the_exact_denoiser_are_training_images(smoke, digits, tmp_pa
         ({"sampler": "heun", "nfe": [5], "duration": [0.5, 0.5]},
          "evaluation.settings, heun: duration [0.5, 0.5] is not allowed; an entry is there twice"),
         ({"sampler": "heun", "nfe": [5], "duration": [0.3]},
-         "evaluation.settings, heun: duration 0.3 is not allowed; networks are kept at (0.25, 0.5, 0.75, 1.0)"),
+         "evaluation.settings, heun: duration 0.3 is not allowed; networks are kept at (0.03125, 0.0625, 0.125, 0.25, "),
         ({"sampler": "heun", "nfe": [5], "cells": ["edm-fdm", "vp-fdm"]},
          "evaluation.settings: there is no cell named vp-fdm"),
         ({"sampler": "heun", "nfe": [5], "samples": 64, "cells": ["edm-fdm"]},
@@ -464,7 +464,7 @@ def test_anyones_pictures_are_prepared_trained_on_and_scored(smoke, tmp_path):
         pixels = rng.integers(0, 256, (20, 30, 3)).astype(np.uint8)
         Image.fromarray(pixels).save(pictures / f"{number}.{('png', 'jpg')[number % 2]}")
     mine = {"name": "folder", "path": str(pictures), "conditional": False}
-    profile = change(Path(smoke.params_file), dataset=mine, evaluation={"samples": 32}, training={"budget_kimg": 0.5})
+    profile = change(Path(smoke.params_file), dataset=mine, evaluation={"samples": 32}, training={"budget_kimg": 0.5, "batch": 16})
     for stage in ("prepare", "reference"):
         assert main([stage, "--params", profile.params_file]) == 0
     assert runs.dataset_of(profile).shape == (3, 8, 8)

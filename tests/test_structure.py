@@ -42,6 +42,10 @@ PROFILES = [
     "paper-afhqv2",
     "published-checkpoints",
     "ablations",
+    "exact",
+    "exact-16",
+    "exact-32",
+    "fashion-16",
 ]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 COMMITTED = ["digits", "ablations"]  # the profiles whose results are those of this code
@@ -191,7 +195,8 @@ def test_a_data_set_has_the_archives_of_its_name_and_what_is_said_of_it_is_so(di
         assert source.channels in (1, 3)
         assert source.classes > 0
     source = SOURCES["digits"]
-    assert (len(digits.images), digits.shape[0], digits.classes) == (source.size, source.channels, source.classes)
+    images = len(digits.images) + len(digits.held)
+    assert (images, digits.shape[0], digits.classes) == (source.size, source.channels, source.classes)
     assert source.licence.endswith(".")
 
 
@@ -205,7 +210,9 @@ def test_every_pipeline_is_the_one_of_the_table_of_stages(name):
 
 
 def test_a_stage_depends_on_the_source_of_all_that_it_runs():
-    training, scoring = (closure.modules(*closure.CLOSURES[name]).keys() for name in ("training", "scoring"))
+    training, scoring, errors = (
+        closure.modules(*closure.CLOSURES[name]).keys() for name in ("training", "scoring", "errors")
+    )
     shared = {"files", "params", "data.datasets", "model.checkpoints", "model.denoiser", "model.unet",
               "process.frameworks", "process.momentum", "process.schedule"}  # fmt: skip
     assert shared | {"training.loop", "training.engine", "training.state", "training.augmentation",
@@ -214,8 +221,12 @@ def test_a_stage_depends_on_the_source_of_all_that_it_runs():
                      "samplers.noise", "model.oracle"} <= scoring  # fmt: skip
     assert "training.loop" not in scoring  # another loop that ends in equal weights scores nothing again
     assert {room(module) for module in training} <= {"process", "model", "data", "training", "files", "params"}
-    assert {module for module in scoring if room(module) in ("study", "repro")} == {"study", "study.measure"}
-    assert not {closure.of_sampler(name) for name in SAMPLERS} & (training | scoring)
+    assert shared | {"study.errors", "tasks.denoising", "tasks.gradients", "tasks.generation", "model.oracle"} <= errors
+    assert not {"training.loop", "study.measure", "metrics.distances"} & errors
+    for measured, own in ((scoring, "study.measure"), (errors, "study.errors")):
+        above = {module for module in measured if room(module) in ("study", "repro")}
+        assert above == {"study", own, "study.networks"}
+    assert not {closure.of_sampler(name) for name in SAMPLERS} & (training | scoring | errors)
     for profile in map(profiles.find, PROFILES):
         stages = pipeline.stages(profile)
         for name, stage in stages.items():
@@ -231,14 +242,16 @@ def test_a_stage_depends_on_the_source_of_all_that_it_runs():
     assert all(f"{closure.identity(name)}  {name}\n" in text for name in behind)
 
 
-@pytest.mark.parametrize(("name", "module"), [("training", "training.loop"), ("scoring", "study.measure")])
+@pytest.mark.parametrize(
+    ("name", "module"), [("training", "training.loop"), ("scoring", "study.measure"), ("errors", "study.errors")]
+)
 def test_what_is_loaded_with_a_closure_is_in_it_or_chooses_and_computes_nothing(name, module):
     """By Python itself and not by the source: what is left out are registries, profiles, and what only they load."""
     script = f"import sys, fdm.{module}; print(*(name for name in sys.modules if name.startswith('fdm.')))"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = {each.removeprefix("fdm.") for each in done.stdout.split()}
     allowed = closure.modules(*closure.CLOSURES[name]).keys() | {m for m in SOURCE if SOURCE[m].stem == "__init__"}
-    if name == "scoring":
+    if name != "training":
         allowed |= {"study.profiles", "study.closure"} | {module for module in SOURCE if room(module) == "samplers"}
     assert module in loaded
     assert loaded <= allowed
@@ -256,7 +269,7 @@ def digests(study: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """Of each closure in a copy of the source, and of the samplers."""
     monkeypatch.chdir(study)
     samplers = {closure.of_sampler(name) for name in SAMPLERS}
-    return {name: closure.digest(*closure.CLOSURES.get(name, [name])) for name in ("training", "scoring", *samplers)}
+    return {name: closure.digest(*closure.CLOSURES.get(name, [name])) for name in (*closure.CLOSURES, *samplers)}
 
 
 EVERY_SAMPLER = {"samplers.heun", "samplers.dpm_solver", "samplers.ddim", "samplers.pndm"}
@@ -267,24 +280,31 @@ EVERY_SAMPLER = {"samplers.heun", "samplers.dpm_solver", "samplers.ddim", "sampl
     [
         ("training/objectives/denoising.py", {"training"}),
         ("training/loop.py", {"training"}),
-        ("training/processes.py", {"training", "scoring"}),
-        ("process/momentum.py", {"training", "scoring"}),
-        ("model/unet.py", {"training", "scoring"}),
-        ("params.py", {"training", "scoring"}),
-        ("files.py", {"training", "scoring"}),
+        ("training/processes.py", {"training", "scoring", "errors"}),
+        ("process/momentum.py", {"training", "scoring", "errors"}),
+        ("model/unet.py", {"training", "scoring", "errors"}),
+        ("params.py", {"training", "scoring", "errors"}),
+        ("files.py", {"training", "scoring", "errors"}),
         ("metrics/distances.py", {"scoring"}),
+        ("metrics/classifier.py", {"scoring"}),
         ("study/measure.py", {"scoring"}),
-        ("tasks/generation.py", {"scoring"}),
-        ("samplers/grids.py", {"scoring", *EVERY_SAMPLER}),
+        ("study/errors.py", {"errors"}),
+        ("study/networks.py", {"scoring", "errors"}),
+        ("tasks/denoising.py", {"errors"}),
+        ("tasks/gradients.py", {"errors"}),
+        ("tasks/generation.py", {"scoring", "errors"}),
+        ("samplers/grids.py", {"scoring", "errors", *EVERY_SAMPLER}),
         ("samplers/contract.py", EVERY_SAMPLER),
         ("samplers/heun.py", {"samplers.heun"}),
         ("samplers/pndm.py", {"samplers.pndm"}),
         ("study/profiles.py", set()),
         ("study/closure.py", set()),
         ("study/runs.py", set()),
+        ("study/evidence.py", set()),
         ("study/figures.py", set()),
         ("repro/pipeline.py", set()),
         ("data/archives.py", set()),
+        ("data/gaussians.py", set()),
         ("samplers/__init__.py", set()),
     ],
 )
@@ -343,7 +363,7 @@ def test_every_profile_is_valid(name):
         ("network", {"dropout": 1.5}, "network.dropout: 1.5 is not allowed; input should be less than 1"),
         ("network", {"channel_mult": [1] * 5}, "cells.vp-baseline: 4 halvings do not divide a resolution of 8"),
         ("network", None, "network is missing"),
-        ("dataset", {"name": "mnist"}, "dataset.name: 'mnist' is not allowed; it must be one of digits, fashion-mnist"),
+        ("dataset", {"name": "mnist"}, "dataset.name: 'mnist' is not allowed; it must be one of digits, exact-gaussians"),
         ("dataset", {"name": "folder"}, "dataset.path is missing; the data set folder needs the path of its images"),
         ("seeds", [0, 1, 0], "seeds: [0, 1, 0] is not allowed; a seed is there twice"),
         ("seeds", [], "seeds: [] is not allowed; list should have at least 1 item"),
@@ -435,7 +455,7 @@ def test_a_bad_cell_stops_with_one_sentence(study, capsys, name, cell, sentence)
         ({"nfe": [5], "to_zero": False}, ", heun: Heun's method costs an even number on a grid that does not end at 0"),
         ({"nfe": [5, 5]}, ", heun: nfe [5, 5] is not allowed; an entry is there twice"),
         ({"nfe": []}, ".0.nfe: [] is not allowed; list should have at least 1 item"),
-        ({"nfe": [5], "duration": [0.3]}, ", heun: duration 0.3 is not allowed; networks are kept at (0.25, 0.5, "),
+        ({"nfe": [5], "duration": [0.3]}, ", heun: duration 0.3 is not allowed; networks are kept at (0.03125, 0.0625, "),
         ({"nfe": [5], "eta": 1.0}, ", heun: eta is no option of Heun; it has S_churn, S_min, S_max, S_noise"),
         ({"nfe": [5], "S_noise": 3}, ", heun: S_noise: 3 is not allowed for Heun; it must be 0.5 to 2"),
         ({"nfe": [5], "sampler": "euler"}, ": sampler 'euler' is not known; there are heun, dpm-solver++, ddim, "),

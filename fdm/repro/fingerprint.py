@@ -70,7 +70,7 @@ def probe(augment: float, dropout: float, accumulation: int) -> Profile:
         {"sampler": "heun", "nfe": [5], "duration": [*SNAPSHOTS]},
         {"sampler": "heun", "nfe": [11]},
         {"sampler": "dpm-solver++", "nfe": [5, 11]},
-        {"sampler": "heun", "nfe": [5], "sigma_max": [20.0, "own"], "cells": ["vp-fdm"]},
+        {"sampler": "heun", "nfe": [5], "sigma_max": [20.0], "cells": ["vp-fdm"]},
         {"sampler": "heun", "nfe": [5], "samples": 144, "cells": ["edm-baseline"]},
         {"sampler": "ddim", "nfe": [4], "grid": "log-snr", "eta": 0.5, "cells": ["vp-fdm"]},
     ]

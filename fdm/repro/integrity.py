@@ -23,7 +23,19 @@ import pandas as pd
 from fdm.files import FdmError, json_text, relative, root, write_text
 from fdm.model import checkpoints
 from fdm.repro import pipeline
-from fdm.study import agreement, claims, closure, effects, measurements, profiles, report, show, tables
+from fdm.study import (
+    agreement,
+    claims,
+    closure,
+    evidence,
+    findings,
+    measurements,
+    profiles,
+    published,
+    report,
+    show,
+    tables,
+)
 from fdm.study.profiles import Profile
 
 BESIDE = {"provenance", "rounding.csv"}  # results that no stage writes
@@ -109,28 +121,32 @@ def makers(profile: Profile) -> dict[str, Callable[[], pd.DataFrame]]:
             "table1": partial(tables.by_training, profile),
             "samplers": partial(tables.by_sampler, profile),
         }
-    rows = measurements.table(profile)
-    plain = ("cells", "effects", "highest_noise", "noise", "noise_of_ratios", "bias")
-    return {name: partial(getattr(effects, name), profile, rows) for name in plain} | {
-        "design": partial(effects.design, profile),
-        "costs_training": partial(effects.costs, profile, rows, "duration", (1, 2, -1)),
-        "costs_nfe": partial(effects.costs, profile, rows, "nfe", (1, 2, -1)),
+    if profile.conclusions is None:
+        return {}
+    targets = evidence.targets(profile)
+    return {name: partial(findings.together, name, targets) for name in findings.TABLES} | {
+        "verdicts": partial(evidence.verdicts, profile), "published": published.savings,
     }  # fmt: skip
+
+
+def _rows(profile: Profile) -> pd.DataFrame:
+    """The tidy table of a profile; of the evidence, of the cells that are on record so far."""
+    return evidence.target(profile).scores if profile.conclusions == "05_evidence" else measurements.table(profile)
 
 
 def derived(profile: Profile) -> list[str]:
     """Where a file that the notebook of conclusions writes, or README, is not what follows from the runs."""
-    texts: dict[Path, Callable[[], str]] = {
-        profile.results / "measurements.csv": lambda: measurements.table(profile).to_csv(index=False),
-        profile.results / "claims.json": lambda: json_text(agreement.rounded_value(claims.claims(profile))),
-    }
+    texts: dict[Path, Callable[[], str]] = {}
+    if profile.conclusions:
+        texts[profile.results / "measurements.csv"] = lambda: _rows(profile).to_csv(index=False)
+        texts[profile.results / "claims.json"] = lambda: json_text(agreement.rounded_value(claims.claims(profile)))
     if profile.conclusions == "04_tables":
         texts[profile.results / "metrics.json"] = lambda: json_text(tables.summary(profile))
-    else:
+    elif profile.conclusions:
         source = root() / "notebooks" / "05_report.md"
         texts[profile.results / "REPORT.md"] = lambda: report.filled(source, profile, report.numbers(profile))
-    if (root() / "results" / "ablations" / "claims.json").is_file():
-        texts[root() / "README.md"] = lambda: show.readme(profiles.find("ablations"))
+    if (root() / "results" / "exact" / "claims.json").is_file():
+        texts[root() / "README.md"] = lambda: show.readme(profiles.find("exact"))
     problems = [each for path, text in texts.items() for each in _problems(lambda p, t: _differs(p, t()), path, text)]
     return problems + [
         each for name, make in makers(profile).items() for each in _problems(_table, profile, name, make)

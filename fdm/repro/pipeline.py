@@ -32,7 +32,8 @@ HEAD = "# Written by python -m fdm pipeline from the table of stages in fdm/repr
 def books(profile: Profile) -> list[str]:
     """The notebooks of a profile, in the order of their stages."""
     first = ["01_kernel", "06_published_code"] if profile.conclusions == "04_tables" else []
-    return [*first, *(["02_train"] if profile.trained else []), "03_evaluate", profile.conclusions]
+    last = [profile.conclusions] if profile.conclusions else []
+    return [*first, *(["02_train"] if profile.trained else []), "03_evaluate", *last]
 
 
 def code(profile: Profile, stage: str) -> str:
@@ -94,14 +95,16 @@ def stages(profile: Profile) -> dict[str, dict[str, Any]]:
                            ["dataset", "evaluation", *models],
                            [f"{results}/measurements.csv", f"{results}/tables", f"{results}/claims.json",
                             f"{figures}/04_tables", f"{results}/metrics.json", f"{results}/plots"]),
-        "ablations": notebook("Effects with intervals, costs, noise, the verdicts and the report.", "05_ablations",
-                              ["notebooks/05_report.md", *measured],
-                              ["dataset", "network", "training", "evaluation", *models],
-                              [f"{results}/measurements.csv", f"{results}/tables", f"{results}/claims.json",
-                               f"{results}/REPORT.md", f"{figures}/05_ablations"]),
+        # Of the profiles beside it the provenance, which names what was measured and is no stage's: none is run for it.
+        "evidence": notebook("The evidence: verdicts, findings, the report.", "05_evidence",
+                             ["notebooks/05_report.md", *measured,
+                              *(f"results/{each}/provenance" for each in profile.beside)],
+                             ["dataset", "network", "training", "evaluation", "beside", *models],
+                             [f"{results}/measurements.csv", f"{results}/tables", f"{results}/claims.json",
+                              f"{results}/REPORT.md", f"{figures}/05_evidence"]),
     }  # fmt: skip
     shown = {"kernel": "01_kernel", "published": "06_published_code", "train": "02_train", "evaluate": "03_evaluate",
-             "tables": "04_tables", "ablations": "05_ablations", "fetch": "03_evaluate"}  # fmt: skip
+             "tables": "04_tables", "evidence": "05_evidence", "fetch": "03_evaluate"}  # fmt: skip
     wanted = {
         key: each for key, each in every.items()
         if key not in shown or (shown[key] in books(profile) and (key != "fetch" or fetched))

@@ -15,7 +15,7 @@ from fdm.data.sources import SOURCES
 from fdm.files import FdmError, relative, root
 from fdm.params import QUARTERS, snapshot_name
 from fdm.repro import pipeline
-from fdm.study import agreement, effects, measurements
+from fdm.study import agreement, measurements, profiles, report
 from fdm.study.claims import PAPER
 from fdm.study.measurements import MODELS, label, select
 from fdm.study.profiles import USUAL, USUAL_TOP, Profile
@@ -31,16 +31,6 @@ TABLES: dict[str, dict[str, tuple[str, list[str], dict[str, Any]]]] = {
         "table3": ("edm,baseline,25", ["framework", "kernel", "nfe"], {"sampler": PAPER[3]}),
         "samplers": ("vp,fdm,DDIM,25", ["framework", "kernel", "sampler", "nfe"], {}),
     },
-    "05_ablations": {
-        "cells": ("vp-fdm,100%", ["cell", "training"], {}),
-        "effects": ("edm,multiplier,m=4/2,25%", ["framework", "question", "compared", "training"], {}),
-        "highest_noise": ("vp-baseline,20", ["cell", "sigma_max"], {}),
-        "noise": ("vp-baseline", ["cell"], {"duration": [*QUARTERS[-2:]], "latents": None, "reference": None}),
-        "noise_of_ratios": ("vp", ["framework"], {"latents": None, "reference": None}),
-        "bias": ("vp-baseline", ["cell"], {"n": None}),
-        "costs_training": ("vp,heun,100%", ["framework", "sampler", "baseline's cost"], {"duration": None}),
-        "costs_nfe": ("edm,heun,11", ["framework", "sampler", "baseline's cost"], {"nfe": None}),
-    },
 }
 # What else can be asked for.
 FORMS = {
@@ -49,7 +39,6 @@ FORMS = {
         "table1[vp,fdm,50 Mimg,cifar10]": "published: framework, kernel, training images, data set",
         "table2[vp,fdm,25,afhqv2]": "published: framework, kernel, nfe, data set; of table 3 too",
     },
-    "05_ablations": {"effects[vp,warm-up,100%]": "words that leave no doubt may be left out"},
 }
 
 
@@ -72,9 +61,13 @@ def explain(profile: Profile, name: str | None) -> str:
     Case, blanks and the order of the words do not matter. Words may be left out where the others are clear.
     Raises FdmError, with what is allowed, for a name that means nothing here, and for damaged files.
     """
-    tables = TABLES[profile.conclusions]
-    forms = {f"{table}[{example}]": ", ".join(names) for table, (example, names, _) in tables.items()}
-    forms |= FORMS[profile.conclusions] | {"figure[quality_by_nfe]": "which notebook draws it, and from which files"}
+    if profile.conclusions is None:
+        raise FdmError(f"{profile.profile} has no tables; its cells are in {relative(profile.results)}/runs.")
+    tables: dict[str, Any] = TABLES.get(profile.conclusions, report.KEYS)
+    forms = {f"{table}[...]": ", ".join(names) for table, names in report.KEYS.items()}
+    if profile.conclusions in TABLES:
+        forms = {f"{table}[{example}]": ", ".join(names) for table, (example, names, _) in tables.items()}
+    forms |= FORMS.get(profile.conclusions, {}) | {"figure[...]": "which notebook draws it, and from which files"}
     if name is None:
         return "\n".join(["python -m fdm explain NAME, where NAME is one of", *(f"  {k:34}{forms[k]}" for k in forms)])
     match = re.fullmatch(r"(\w+)\[([^\[\]]+)\]", _plain(name))
@@ -82,7 +75,8 @@ def explain(profile: Profile, name: str | None) -> str:
         raise FdmError(f"{name!r} cannot be explained; allowed are names such as {', '.join(forms)}.")
     path = profile.results / "tables" / f"{match[1]}.csv"
     try:
-        entries = _figures(profile) if match[1] == "figure" else _entries(profile, path)
+        found = _entries if profile.conclusions in TABLES else _findings
+        entries = _figures(profile) if match[1] == "figure" else found(profile, path)
         entry = _find(name, match[2].split(","), [*entries])
         lines = entry.text if entry.keys is None else _measured(profile, path, entry.keys, entry.mean)
     except (KeyError, ValueError, AttributeError) as error:
@@ -123,22 +117,19 @@ def _find(name: str, asked: list[str], entries: list[Entry]) -> Entry:
 def _entries(profile: Profile, path: Path) -> Iterator[Entry]:
     """The entries of a table: its rows, or its numbers where columns are models or durations; and published numbers."""
     content = measurements.read(path).rename(columns={"Sampler": "sampler", "NFE": "nfe"})
-    _, names, special = TABLES[profile.conclusions][path.stem]
+    _, names, special = TABLES["04_tables"][path.stem]
     models = {label(*model): model for model in MODELS}
     if wide := [name for name in content if name in {*SHARES, *models, "Real"}]:
         by = "training" if "cell" in content else "model"
         content = content.melt([*content.columns.difference(wide)], wide, by, "value").dropna(subset="value")
     pairs = measurements.table(profile)[["sampler", "options"]].drop_duplicates().itertuples(index=False)
     samplers = {sampler_label(*pair): dict(zip(("sampler", "options"), pair, strict=True)) for pair in pairs}
-    compared = {(f.upper(), *what): [*weights] for f, *what, weights in effects.comparisons(profile)}
     told: dict[str, Callable[[dict], dict[str, Any]]] = {  # what a column says of the measurements; the last one counts
         "training": lambda row: {"duration": SHARES[row["training"]]},
         "nfe": lambda row: {"nfe": int(row["nfe"])},
         "sampler": lambda row: samplers[row["sampler"]],
-        "sigma_max": lambda row: {"sigma_max": [row["sigma_max"], USUAL_TOP]},
         "framework": lambda row: {"cell": [*measurements.published_pair(profile, row["framework"].lower())]},
         "kernel": lambda row: {"kernel": row["kernel"]},
-        "compared": lambda row: {"cell": compared[row["framework"], row["question"], row["compared"]]},
         "cell": lambda row: {"cell": row["cell"]},
     }
     for every in content.to_dict("records"):
@@ -155,6 +146,25 @@ def _entries(profile: Profile, path: Path) -> Iterator[Entry]:
         yield Entry([_text(row[key]) for key in names], says, [], special | keys, row["value"] if wide else None)
     if path.stem in ("table1", "table2", "table3"):
         yield from _published(int(path.stem[-1]), path)
+
+
+def _findings(profile: Profile, path: Path) -> Iterator[Entry]:
+    """The rows of a table of the evidence, each with the function and the records that it is made from."""
+    keys, made = report.KEYS[path.stem], "evidence" if path.stem == "verdicts" else "findings"
+    book = str(profile.conclusions)
+    for row in measurements.read(path).to_dict("records"):
+        target = profiles.find(row["target"])
+        names = [row["cell"]] if "cell" in row else [*target.cells]
+        framework = str(row.get("framework", "")).lower()
+        mine = [name for name in names if framework in ("", "all") or name.startswith(f"{framework}-")]
+        files = [path for name in mine for path in sorted(target.recorded(name).glob("*.csv"))]
+        told = {key: value for key, value in row.items() if key not in keys and pd.notna(value)}
+        text = [
+            f"made by {path.stem} in fdm/study/{made}.py, in {relative(path)}, from records of {target.params_file}:",
+            *(f"  {relative(file)}" for file in files),
+            *_made_by(profile, [book], []),
+        ]
+        yield Entry([_text(row[key]) for key in keys], f": {_told(told)}", text)
 
 
 def _published(number: int, path: Path) -> Iterator[Entry]:
@@ -178,7 +188,7 @@ def _floor(profile: Profile, path: Path, value: float) -> list[str]:
         f"{floor['metric']} of real images of {data} against other real images, the floor; in {relative(path)}",
         *_older(value, floor["value"]),
         f"  {relative(profile.results)}/calibration.csv: {_told(floor.to_dict())}",
-        *_made_by(profile, [profile.conclusions], ["reference"]),
+        *_made_by(profile, ["04_tables"], ["reference"]),
     ]
 
 
@@ -219,7 +229,7 @@ def _measured(profile: Profile, path: Path, keys: dict[str, Any], mean: float | 
         lines += [f"    {relative(file)}" for file in (profile.recorded(name) / "measurements.csv", *files)]
     sources = {cell.source for cell in cells.values()}
     fetched, trained = ["fetch"] * ("fetch" in sources), bool(sources & {"train", "finetune"})
-    books = [*["02_train"] * trained, "03_evaluate", profile.conclusions]
+    books = [*["02_train"] * trained, "03_evaluate", "04_tables"]
     return [*lines, *_made_by(profile, books, [*fetched, *["train"] * trained, "evaluate"], rows["run"].unique())]
 
 

@@ -24,7 +24,8 @@ WORST = 10  # measurements furthest from the record that are shown
 SHOWN = 20  # problems that are printed; all are in the report
 ADVICE = "make repro measures it again, or python -m fdm accept proves that new source computes the same"
 NAMES = (  # what is read at a revision, beside the profile's results
-    "results/published", "results/ablations", "results/accepted.csv", "benchmarks/results", "fdm", "notebooks",
+    "results/published", "results/ablations", "results/exact", "results/exact-16", "results/exact-32",
+    "results/fashion-16", "results/accepted.csv", "benchmarks/results", "fdm", "notebooks",
     "profiles", "params.yaml", "dvc.yaml", "dvc.lock", ".dvc", ".dvcignore", "README.md",
 )  # fmt: skip
 
@@ -65,14 +66,16 @@ def verify(profile: Profile, revision: str) -> dict[str, Any]:
                 f"Nothing has been measured here, or not all, as {relative(profile.here)} is missing or not whole; run "
                 f"make repro{'' if profile.root == '.' else f' PROFILE={profile.profile}'} first."
             )
-        here, floor, now = measurements.table(mine), measurements.calibration(mine), _words(claims.claims(mine))
+        here, floor = measurements.table(mine), measurements.calibration(mine)
+        now = _words(claims.claims(mine)) if mine.conclusions else {}
         made_by = measurements.read_json(profile.reference_file.with_name("reference.json"))
         try:
             with contextlib.chdir(folder):
                 then = profiles.load(profile.params_file)
                 committed = measurements.table(then)
-                known = _words(measurements.read_json(then.results / "claims.json"))
+                known = _words(measurements.read_json(then.results / "claims.json")) if then.conclusions else {}
                 judged, published = agreement.judge(then, committed, here), paper(then)
+                wrong = [cell for cell in mine.cells if not _same_errors(then, mine, cell)]
                 same_floor = agreement.floor(then.results / "calibration.csv", floor)
                 chaotic = sorted(set(agreement.rounding(then).query("chaotic")["run"]))
                 others = experiments(then, committed, made_by)
@@ -87,6 +90,7 @@ def verify(profile: Profile, revision: str) -> dict[str, Any]:
         "the checkpoints here are those that were scored": scored(profile, here),
         "the floor measured here is the committed one": [] if same_floor else ["its numbers are others"],
         "the measurements here agree with the committed ones, taken together": judged.problems,
+        "the errors of denoisers and solvers measured here agree with the committed ones": wrong,
         "the verdicts that follow from them are the committed ones": [
             f"{row['claim']}: {row['here']} here, {row['committed']} committed" for row in moved
         ],
@@ -102,6 +106,14 @@ def verify(profile: Profile, revision: str) -> dict[str, Any]:
         "checks": [{"check": name, "problems": problems} for name, problems in checks.items()],
         "words": words, "numbers": json.loads(rows.to_json(orient="records", double_precision=10)),
     }  # fmt: skip
+
+
+def _same_errors(then: Profile, mine: Profile, cell: str) -> bool:
+    """Whether a cell's errors.csv on record agrees with that of this machine, or neither is there."""
+    path = mine.recorded(cell) / "errors.csv"
+    if not path.is_file():
+        return not (then.recorded(cell) / "errors.csv").is_file()
+    return agreement.errors(then.recorded(cell) / "errors.csv", measurements.read(path))
 
 
 def _words(told: dict[str, Any]) -> dict[str, str]:

@@ -26,6 +26,7 @@ reached at the end, over the baseline's; 0.5 is the claim. Where FDM does not ge
 its last doubling, by one doubling more at most, or the shift is refused.
 """
 
+import contextlib
 import math
 from typing import NamedTuple
 
@@ -33,9 +34,9 @@ import numpy as np
 import pandas as pd
 
 from fdm.process.frameworks import FRAMEWORKS, P_MEAN, P_STD
-from fdm.study import intervals, measurements, rules
+from fdm.study import intervals, measurements, profiles, rules
 from fdm.study.measurements import select
-from fdm.study.profiles import Profile
+from fdm.study.profiles import USUAL_TOP, Profile
 from fdm.study.rules import Estimate
 
 LEARNT, TIMES = 0.8, 2.0  # the gate: share of the real images' accuracy, and times EDM's baseline's error
@@ -43,12 +44,15 @@ HALF, EARLY = 0.5, 0.25  # shares of the training that C3 and C5 are about
 THIRD = 9, 25  # evaluations that C4 is about: about a third
 PRIMARY = 8  # contrasts on a target
 DOUBLING = math.log(2)
+EXACT = "exact-gaussians"  # the data set whose optimum is known
 
 
 def errors(profile: Profile) -> pd.DataFrame:
     """The errors on record of all cells that have been measured."""
-    found = [profile.recorded(cell) / "errors.csv" for cell in profile.cells]
-    return pd.concat([measurements.read(path) for path in found if path.is_file()], ignore_index=True)
+    paths = [profile.recorded(cell) / "errors.csv" for cell in profile.cells]
+    found = [measurements.read(path) for path in paths if path.is_file()]
+    columns = ["cell", "duration", "seed", "quantity", "images", "sigma", "value"]
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=columns)
 
 
 def weighted(rows: pd.DataFrame, quantity: str, images: str = "held out") -> pd.Series:
@@ -66,7 +70,7 @@ def matrix(values: pd.Series, wanted: list[tuple]) -> np.ndarray:
 
     Raises KeyError for one that was not measured.
     """
-    return np.log(pd.concat([values.loc[each] for each in wanted], axis=1, join="inner").to_numpy().T)
+    return np.log(pd.concat([values.sort_index().loc[each] for each in wanted], axis=1, join="inner").to_numpy().T)
 
 
 class Judged(NamedTuple):
@@ -117,7 +121,8 @@ def learnt(profile: Profile, rows: pd.DataFrame, values: pd.Series, framework: s
     if values.loc[cell, 1.0].mean() <= TIMES * values.loc["edm-baseline", 1.0].mean():
         return True
     sampler, nfe = profile.evaluation.primary
-    mine = select(rows, cell=cell, metric="accuracy", duration=1.0, sampler=sampler, nfe=nfe)["value"]
+    usual = {"duration": 1.0, "sampler": sampler, "nfe": nfe, "sigma_max": USUAL_TOP}
+    mine = select(rows, cell=cell, metric="accuracy", **usual)["value"]
     real = select(measurements.calibration(profile), metric="accuracy")["value"].iloc[0]
     return bool(mine.mean() >= LEARNT * real)
 
@@ -162,28 +167,48 @@ def shifts(values: pd.Series, base: str, fdm: str) -> tuple[Estimate | None, int
 # ------------------------------------------------------------------------------------------------------ a target
 
 
-def judge(profile: Profile) -> list[Judged]:
-    """The eight primary contrasts of a target, with their verdicts."""
-    wrong, rows = errors(profile), measurements.table(profile)
-    exact = profile.dataset.name == "exact-gaussians"
-    loss = weighted(wrong, "excess" if exact else "error")
+class Target(NamedTuple):
+    """What was measured on a target, of the cells that are on record so far."""
+
+    profile: Profile
+    scores: pd.DataFrame
+    errors: pd.DataFrame
+    quantity: str  # of the denoising error: its excess, where the optimum is known
+    loss: pd.Series  # the weighted denoising error by (cell, share, seed)
+
+
+def target(profile: Profile) -> Target:
+    """Read what is on record of a target."""
+    here = [cell for cell in profile.cells if (profile.recorded(cell) / "measurements.csv").is_file()]
+    tables = [measurements.read(profile.recorded(cell) / "measurements.csv") for cell in here]
+    wrong = errors(profile)
+    quantity = "excess" if profile.dataset.name == EXACT else "error"
+    return Target(profile, pd.concat(tables, ignore_index=True), wrong, quantity, weighted(wrong, quantity))
+
+
+def judge(target: Target) -> list[Judged]:
+    """The primary contrasts of a target that are on record, with their verdicts."""
+    profile, rows = target.profile, target.scores
     sampler, nfe = profile.evaluation.primary
-    if exact:
-        ends = select(wrong, quantity="flow error", sampler=sampler)
-        quality, ends = loss, ends.set_index(["cell", "nfe", "seed"])["value"]
+    if target.quantity == "excess":
+        ends = select(target.errors, quantity="flow error", sampler=sampler)
+        quality, ends = target.loss, ends.set_index(["cell", "nfe", "seed"])["value"]
     else:
-        drawn = select(rows, metric=f"{measurements.frechet(rows)}, n to infinity", sampler=sampler)
+        metric = f"{measurements.frechet(rows)}, n to infinity"
+        drawn = select(rows, metric=metric, sampler=sampler, sigma_max=USUAL_TOP)
         quality = select(drawn, nfe=nfe).set_index(["cell", "duration", "seed"])["value"]
         ends = select(drawn, duration=1.0).set_index(["cell", "nfe", "seed"])["value"]
     out = []
     for framework in FRAMEWORKS:
         pair = f"{framework}-baseline", f"{framework}-fdm-warmup"
-        gate = learnt(profile, rows, loss, framework)
-        out.append(saving("C3", framework, quality, *pair, HALF, 1.0, gate))
-        out.append(saving("C4", framework, ends, *pair, *THIRD, gate))
-    warmup, kernel = effect(loss, EARLY, WARMUP), effect(loss, 1.0, KERNEL)
-    out.append(Judged("C5", "all", warmup, rules.judge_effect(warmup, level=level())))
-    out.append(Judged("kernel", "all", kernel, rules.judge_effect(kernel, level=level())))
+        for claim, values, reduced, whole in (("C3", quality, HALF, 1.0), ("C4", ends, *THIRD)):
+            with contextlib.suppress(KeyError):  # what has not been measured has no verdict
+                gate = learnt(profile, rows, target.loss, framework)
+                out.append(saving(claim, framework, values, *pair, reduced, whole, gate))
+    for claim, share, weights in (("C5", EARLY, WARMUP), ("kernel", 1.0, KERNEL)):
+        with contextlib.suppress(KeyError):
+            estimate = effect(target.loss, share, weights)
+            out.append(Judged(claim, "all", estimate, rules.judge_effect(estimate, level=level())))
     return out
 
 
@@ -206,23 +231,23 @@ def table(judged: list[Judged]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-# ------------------------------------------------------------------------------------------- the published tables
+def targets(profile: Profile) -> list[Target]:
+    """The targets of a profile of the evidence: itself and those beside it, as far as there is a record of them."""
+    every = [profile, *map(profiles.find, profile.beside)]
+    return [
+        target(each) for each in every if any((each.recorded(c) / "measurements.csv").is_file() for c in each.cells)
+    ]
 
 
-def published_savings() -> pd.DataFrame:
-    """C3 in the paper's Table 1 with the same tolerance: FIDs of one training each, so that no interval is known.
-
-    Ratios to the baseline at 200 Mimg: FDM at 100, the baseline itself at 100, and FDM at 200.
-    """
-    rows = []
-    for (dataset, framework), part in measurements.published(1).groupby(["dataset", "framework"], sort=False):
-        fid = part.set_index(["kernel", "duration_mimg"])["fid"]
-        ratios = {
-            "FDM at half": fid["fdm", 100] / fid["baseline", 200],
-            "baseline at half": fid["baseline", 100] / fid["baseline", 200],
-            "FDM at the end": fid["fdm", 200] / fid["baseline", 200],
-        }
-        mine, control, full = (Estimate(math.log(ratio), 0.0, 1, 1) for ratio in ratios.values())
-        about = {"dataset": dataset, "framework": framework}
-        rows.append(about | ratios | {"verdict": rules.judge_saving(mine, control, full)})
-    return pd.DataFrame(rows)
+def verdicts(profile: Profile) -> pd.DataFrame:
+    """`table` of every target that has all of the published pairs, with the target's name first."""
+    parts = []
+    for each in targets(profile):
+        if judged := judge(each):
+            part = table(judged)
+            parts.append(part.assign(target=each.profile.profile)[["target", *part.columns]])
+    return (
+        pd.concat(parts, ignore_index=True)
+        if parts
+        else pd.DataFrame(columns=["claim", "framework", "target", "verdict"])
+    )

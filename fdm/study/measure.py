@@ -21,14 +21,12 @@ from fdm.data.datasets import Dataset, halves, to_float, to_uint8
 from fdm.files import FdmError, digest, replace, root, write_json
 from fdm.metrics import classifier, distances, features, shares
 from fdm.model.denoiser import Denoise
-from fdm.process.frameworks import FRAMEWORKS
 from fdm.study import closure, networks
 from fdm.study.profiles import USUAL, EvaluationParams, Profile
 from fdm.tasks import generation
 from fdm.training import processes
 
 CALIBRATIONS = 20  # random halvings of the real images behind a calibration row
-HALVINGS = 4  # further random references where there are more samples than usual
 CONTEXT = (
     "cell", "profile", "dataset", "run", "framework", "kernel", "seed", "duration", "kimg", "sampler", "options", "nfe",
     "sigma_max", "latents", "reference",
@@ -107,7 +105,6 @@ class Setting(NamedTuple):
     sampler: str
     nfe: int
     sigma_max: float  # highest noise level that the sampler starts from
-    samples: int
     options: tuple[tuple[str, float | str | bool], ...] = ()  # the sampler's, its grid and its end among them
 
     @property
@@ -120,42 +117,17 @@ class Setting(NamedTuple):
 def settings(profile: Profile, name: str) -> list[Setting]:
     """What is measured of a run, by evaluation.settings; of a network that was not trained here, at its end alone."""
     run, par, out = profile.run(name), profile.evaluation, list[Setting]()
-    own = FRAMEWORKS[run.framework].sigma_range[1]
     for each in par.settings:
         if run.cell not in (each.cells or [run.cell]):
             continue
         special = {"grid": each.grid, "to_zero": each.to_zero}
         options = {key: value for key, value in special.items() if value is not None} | each.options
-        tops = [
-            own if top == "own" else float(top) for top in each.sigma_max if top != "own" or own > generation.SIGMA_MAX
-        ]
         durations = each.duration if name in profile.trained else [share for share in each.duration if share == 1]
         out += [
-            Setting(share, each.sampler, nfe, top, each.samples or par.samples, tuple(sorted(options.items())))
-            for top in tops for nfe in each.nfe for share in durations
+            Setting(share, each.sampler, nfe, top, tuple(sorted(options.items())))
+            for top in each.sigma_max for nfe in each.nfe for share in durations
         ]  # fmt: skip
     return list(dict.fromkeys(out))
-
-
-def noise_of_metric(generated: Tensor, everything: Tensor, par: EvaluationParams) -> list[dict[str, Any]]:
-    """Frechet distances of one network from other latents, to other references, and at other n; rows as in `score`.
-
-    `latents` is the first seed of the samples, `reference` the number of the random half of the real images.
-    """
-    real, n = everything[halves(len(everything))[0]], par.samples
-    parts = [(first, n, 0) for first in range(n, len(generated) - n + 1, n)]
-    parts += [(0, size, 0) for size in (n // 2, *range(2 * n, len(generated) + 1, n))]
-    parts += [(0, n, reference) for reference in range(1, HALVINGS + 1)]
-    rows = []
-    for first, size, reference in parts:
-        other = everything[halves(len(everything), reference)[0]] if reference else real
-        value, name = (
-            distances.frechet_distance(generated[first : first + size], other),
-            features.FRECHET[par.extractor],
-        )
-        rows.append({"latents": first, "reference": reference, "metric": name, "value": value, "n": size,
-                     "n_reference": len(other)})  # fmt: skip
-    return rows
 
 
 def experiments(profile: Profile, name: str, trained: str, dataset: str, weights: str) -> dict[Setting, str]:
@@ -209,7 +181,7 @@ def evaluate(
     known = networks.remembered(memory)
     todo = {setting: keys[setting] for setting in names if networks.rows_under(known, keys[setting]) is None}
     if advance:
-        advance(sum(setting.nfe * setting.samples for setting in names.keys() - todo.keys()))
+        advance(sum(setting.nfe * par.samples for setting in names.keys() - todo.keys()))
     if todo:
         args = (profile, name, dataset, expected, device, count, todo, advance)
         processes.launch(_measure, args, count)
@@ -238,13 +210,13 @@ def _measure(
     accelerator = processes.accelerator(par.precision, count, device)
     torch.set_num_threads(profile.threads if count == 1 else 1)
     place = "cpu" if device == "cpu" else str(accelerator.device)  # which calls it cpu:0
-    real, everything, made_by = load_reference(profile, profile.reference_file)
+    real, _, made_by = load_reference(profile, profile.reference_file)
     extract, weights = features.extractor(par.extractor, place, root() / "downloads")
     if weights != made_by["weights"]:
         raise FdmError(
             f"{profile.reference_file} was computed from other images or weights; remove the file and rerun."
         )
-    total = sum(setting.nfe * sum(map(len, _batches(setting, par, accelerator))) for setting in todo)
+    total = sum(setting.nfe * sum(map(len, _batches(par, accelerator))) for setting in todo)
     hidden = advance is not None or not accelerator.is_main_process
     progress = tqdm(total=total, unit="eval", unit_scale=True, desc=name, disable=hidden)
 
@@ -263,8 +235,8 @@ def _measure(
         images, generated = _samples(denoiser, setting, par, accelerator, place, extract, tell)
         if accelerator.is_main_process:
             context = _context(profile, name, setting, denoiser, kimg)
-            scores = _scores(generated, real, everything, setting, par)
-            if denoiser.classes and setting.samples == par.samples:
+            scores = _scores(generated, real, par)
+            if denoiser.classes:
                 judge = judge or classifier.Classifier(dataset.images, dataset.labels)
                 told = generation.draw_latents(range(len(images)), denoiser.shape, denoiser.classes)[1]
                 scores.append(accuracy(judge, images, told))
@@ -274,10 +246,10 @@ def _measure(
     accelerator.end_training()
 
 
-def _batches(setting: Setting, par: EvaluationParams, accelerator: Accelerator) -> list[range]:
+def _batches(par: EvaluationParams, accelerator: Accelerator) -> list[range]:
     """Seeds of this process's batches. They are the same whatever the number of processes, and so are the samples."""
-    firsts = range(0, setting.samples, par.batch)
-    batches = [range(first, min(first + par.batch, setting.samples)) for first in firsts]
+    firsts = range(0, par.samples, par.batch)
+    batches = [range(first, min(first + par.batch, par.samples)) for first in firsts]
     return batches[accelerator.process_index :: accelerator.num_processes]
 
 
@@ -293,7 +265,7 @@ def _samples(
     """A setting's samples from all processes, uint8 (samples, C, H, W), and their features, (samples, d)."""
     parts: list[tuple[int, Tensor, Tensor]] = []
     options: dict[str, Any] = {"sigma_max": setting.sigma_max, **dict(setting.options)}
-    for seeds in _batches(setting, par, accelerator):
+    for seeds in _batches(par, accelerator):
         processes.use_tf32(par.precision == "tf32")
         with accelerator.autocast():
             images = generation.sample(denoiser, seeds, setting.sampler, setting.nfe, device, **options)
@@ -322,12 +294,8 @@ def _context(profile: Profile, name: str, setting: Setting, denoiser: Denoise, k
     }  # fmt: skip
 
 
-def _scores(
-    generated: Tensor, real: Tensor, everything: Tensor, setting: Setting, par: EvaluationParams
-) -> list[dict[str, Any]]:
-    """Rows of a setting: all metrics, or with more samples than usual what latents, references and n change."""
-    if setting.samples != par.samples:
-        return noise_of_metric(generated, everything, par)
+def _scores(generated: Tensor, real: Tensor, par: EvaluationParams) -> list[dict[str, Any]]:
+    """Rows of a setting's metrics; Frechet distances with the interval of other latents."""
     rows = distances.score(generated, real, features.FRECHET[par.extractor])
     for row, distance in zip((rows[0], rows[-1]), (distances.frechet_distance, distances.extrapolated), strict=True):
         if row["metric"].startswith(rows[0]["metric"]):  # the last is extrapolated where there are enough images

@@ -41,9 +41,7 @@ class SettingParams(BaseModel):
     sampler: str
     nfe: Annotated[list[Count], Field(min_length=1)]
     duration: Annotated[list[Share], Field(min_length=1)] = [1.0]  # shares of the training budget
-    # Where the sampler starts; `own` is the framework's highest training level, where that is above the published 80.
-    sigma_max: Annotated[list[Positive | Literal["own"]], Field(min_length=1)] = [USUAL_TOP]
-    samples: Annotated[int, Field(ge=16)] | None = None  # more than usual, to see what latents and n change
+    sigma_max: Annotated[list[Positive], Field(min_length=1)] = [USUAL_TOP]  # where the sampler starts
     cells: list[str] | None = None  # which are measured; all, where it is not given
     grid: str | None = None  # another grid of noise levels than the sampler's usual one
     to_zero: bool | None = None  # whether it ends at zero noise, where that is not the sampler's usual
@@ -71,8 +69,6 @@ class SettingParams(BaseModel):
         for share in self.duration:
             if share not in SNAPSHOTS:
                 raise ValueError(f"{where}: duration {share} is not allowed; networks are kept at {SNAPSHOTS}")
-        if self.samples is not None and not self.cells:
-            raise ValueError(f"{where}: samples {self.samples} needs cells, those that are measured with so many")
         try:
             entry.check(self.model_extra or {})
             for nfe in self.nfe:
@@ -127,11 +123,6 @@ class EvaluationParams(Strict):
         """Sampler and number of evaluations of Table 1, learning curves and pictures."""
         return self.settings[0].sampler, self.settings[0].nfe[0]
 
-    @property
-    def thorough(self) -> list[str]:
-        """Cells that are measured with more samples than usual."""
-        return list(dict.fromkeys(cell for each in self.settings if each.samples for cell in each.cells or []))
-
     def nfe_of(self, sampler: str) -> list[int]:
         """Numbers of evaluations that fully trained models are measured at with a sampler as it usually is."""
         found = [each for each in self.settings if each.sampler == sampler and 1.0 in each.duration and usual(each)]
@@ -139,9 +130,8 @@ class EvaluationParams(Strict):
 
 
 def usual(setting: SettingParams) -> bool:
-    """Whether a setting is of the usual grid, options, noise levels and number of samples."""
-    special = setting.grid, setting.to_zero, setting.samples
-    return not setting.options and special == (None, None, None) and USUAL_TOP in setting.sigma_max
+    """Whether a setting is of the usual grid, options and noise levels."""
+    return not setting.options and setting.grid is setting.to_zero is None and USUAL_TOP in setting.sigma_max
 
 
 class Profile(Strict):
@@ -151,7 +141,8 @@ class Profile(Strict):
     root: Literal[".", "../.."]
     params_file: str
     threads: Count
-    conclusions: Literal["04_tables", "05_ablations"]  # the notebook that draws them
+    conclusions: Literal["04_tables", "05_evidence"] | None = None  # the notebook that draws them
+    beside: list[str] = Field(default_factory=list)  # other profiles whose records that notebook shows as well
     keep_networks: bool = False  # whether the last networks are kept in git, where they are small, with some samples
     dataset: DatasetParams
     network: NetworkParams | None = None
@@ -182,12 +173,6 @@ class Profile(Strict):
             for wanted in cells or []:
                 if wanted not in self.cells:
                     raise ValueError(f"evaluation.{where}: there is no cell named {wanted}")
-        for each in self.evaluation.settings:
-            if each.samples is not None and each.samples <= self.evaluation.samples:
-                raise ValueError(
-                    f"evaluation.settings: samples {each.samples} is not allowed; it must be above the usual "
-                    f"{self.evaluation.samples}"
-                )
         if self.training and self.training.batch % (self.training.processes * self.training.accumulation):
             raise ValueError(
                 f"training.batch: {self.training.batch} is not allowed; it must be a multiple of processes x "

@@ -19,13 +19,12 @@ import pandas as pd
 from fdm.data.sources import SOURCES
 from fdm.files import FdmError, root
 from fdm.samplers import SAMPLERS
-from fdm.study import claims, effects, measurements, profiles, tables
+from fdm.study import claims, evidence, measurements, profiles, published, rules, tables
 from fdm.study.agreement import settle_text
 from fdm.study.measurements import standard
-from fdm.study.profiles import USUAL_TOP, Profile
+from fdm.study.profiles import Profile
 
 WORDS = ["no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
-COST = "baseline's cost"
 MARK = re.compile(r"<!--=(.*?)-->(.*?)<!--/-->", re.DOTALL)  # a value that is renewed in place
 BENCHMARK = "benchmark "  # how the names of what benchmarks/results holds begin
 TIMED = ("training step", "evaluation", "sampling")
@@ -82,12 +81,7 @@ def numbers(profile: Profile) -> dict[str, str]:
     files: list[tuple[Path, Callable[[Profile, pd.DataFrame], dict[str, str]]]] = [
         (profile.results / "calibration.csv", of_floor),
         (profile.results / "measurements.csv", of_measurements),
-        (folder / "effects.csv", of_effects),
-        (folder / "costs_training.csv", of_costs),
-        (folder / "costs_nfe.csv", of_costs),
-        (folder / "noise.csv", of_noise),
-        (folder / "bias.csv", of_bias),
-        (folder / "highest_noise.csv", of_highest_noise),
+        *((folder / f"{name}.csv", functools.partial(of_findings, name)) for name in KEYS),
     ]
     out = parameters(profile) | of_published_tables() | of_benchmarks()
     for path, names in files:
@@ -103,8 +97,7 @@ def parameters(profile: Profile) -> dict[str, str]:
     """Values of a profile's parameters and of its design, which need no result.
 
     A parameter goes by its place, `training.batch` or `cells.edm-fdm.multiplier`. `seeds`, `cells`, `runs` are counts,
-    `primary.nfe` is Table 1's number of evaluations; `lowest`, `second`, `third` and `highest nfe` are those of Heun's
-    sampler, and `reduced nfe` is what C4 compares with the highest. `rules.seeds` and so on are those of the verdicts.
+    `primary.nfe` is Table 1's number of evaluations. `rules.quality` and so on are those of the verdicts.
     """
     ev, par = profile.evaluation, profile.training
     dumped = profile.model_dump(exclude_none=True)
@@ -117,7 +110,6 @@ def parameters(profile: Profile) -> dict[str, str]:
     source, (sampler, nfe) = SOURCES[profile.dataset.name], ev.primary
     counts = {"seeds": len(profile.seeds), "cells": len(profile.cells), "runs": len(profile.runs),
               "models": len(measurements.models(profile)), "data.size": source.size,
-              "fewest samples": ev.samples // 2, "rules.seeds": claims.SEEDS, "rules.unlearnt": claims.UNLEARNT,
     }  # fmt: skip
     out |= {name: f"{count:,}" for name, count in counts.items()}
     out |= {
@@ -126,15 +118,10 @@ def parameters(profile: Profile) -> dict[str, str]:
         "other samplers": listed(dict.fromkeys(
             SAMPLERS[each.sampler].label for each in ev.settings if each.sampler not in claims.PAPER.values()
         )),
-        "rules.gain": percent(1 - claims.NEGLIGIBLE), "rules.p": f"{claims.SIGNIFICANT:g}",
+        "rules.quality": percent(math.exp(rules.QUALITY) - 1), "rules.effect": percent(math.exp(rules.EFFECT) - 1),
+        "rules.accuracy": percent(evidence.LEARNT), "rules.primary": str(evidence.PRIMARY),
+        "rules.reduced nfe": str(evidence.THIRD[0]), "rules.whole nfe": str(evidence.THIRD[1]),
     }  # fmt: skip
-    several = ev.nfe_of(claims.PAPER[2]) or [nfe]
-    out |= {f"{word} nfe": str(n) for word, n in zip(("lowest", "second", "third"), several, strict=False)}
-    out |= {"highest nfe": str(several[-1]), "reduced nfe": str(claims.nearest_third(several))}
-    if many := [each.samples for each in ev.settings if each.samples]:
-        out["most samples"] = f"{max(many):,}"
-    tops = sorted({top for each in ev.settings for top in each.sigma_max if isinstance(top, float)} - {USUAL_TOP})
-    out |= {f"{word} top": f"{top:g}" for word, top in zip(("lowest", "second"), tops, strict=False)}
     if par:
         images = par.budget_kimg * 1000
         out |= {"training.images": amount(images), "training.steps": f"{math.ceil(images / par.batch):,}",
@@ -149,89 +136,72 @@ def of_floor(profile: Profile, table: pd.DataFrame) -> dict[str, str]:
     return {
         "metric": row["metric"], "floor": f"{row['value']:.1f}", "floor.low": f"{row['low']:.1f}",
         "floor.high": f"{row['high']:.1f}", "floor.n": f"{row['n']:,}", "floor.n_reference": f"{row['n_reference']:,}",
-        "margin": f"{(row['high'] - row['low']) / 2:.1f}",
     }  # fmt: skip
 
 
 def of_measurements(profile: Profile, rows: pd.DataFrame) -> dict[str, str]:
-    """`distance edm-baseline Heun 25` at the end of the training, mean over seeds; `amount evaluations` and so on."""
+    """`distance edm-baseline Heun 25` at the end of the training, mean over seeds; `amount networks` and so on."""
     fd = standard(profile, rows, duration=1.0, options=[*rows["options"].unique()])
     means = fd.groupby(["cell", "sampler", "options", "nfe"], sort=False)["value"].mean()
     out = {
         f"distance {cell} {tables.sampler_label(sampler, options)} {nfe}": f"{value:.1f}"
         for (cell, sampler, options, nfe), value in means.items()
     }
-    spent = effects.amounts(profile, rows)
-    return out | {f"amount {name.removesuffix(' for them')}": amount(n) for name, n in spent.items()}
-
-
-def of_effects(profile: Profile, table: pd.DataFrame) -> dict[str, str]:
-    """`effect VP input scaling 100%` is a ratio with interval and corrected p, `ratio VP input scaling 100%` without p.
-
-    Of several comparisons of one question each goes by what it compares: `effect VP multiplier m = 4 / 2 100%`.
-    `comparisons` is their number. `apart input scaling 100%` lists the frameworks whose interval excludes 1, and
-    `significant input scaling 100%` those whose p is below 0.05.
-    """
-    out = {"comparisons": str(len(table))}
-    for row in table.to_dict("records"):
-        what = f"{row['question']} {row['compared']}" if row["question"] == "multiplier" else row["question"]
-        p, name = row["p (Holm)"], f"{row['framework']} {what} {row['training']}"
-        told = "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
-        ratio = interval(row["ratio"], row["low"], row["high"])
-        out |= {f"ratio {name}": ratio, f"effect {name}": ratio if math.isnan(p) else f"{ratio}, {told}"}
-    for (question, training), rows in table.groupby(["question", "training"], sort=False):
-        apart = rows[(rows["low"] > 1) | (rows["high"] < 1)]["framework"]
-        significant = rows[rows["p (Holm)"] < claims.SIGNIFICANT]["framework"]
-        out[f"apart {question} {training}"] = listed(dict.fromkeys(apart))
-        out[f"significant {question} {training}"] = listed(dict.fromkeys(significant))
     return out
 
 
-def of_costs(profile: Profile, table: pd.DataFrame) -> dict[str, str]:
-    """`cost VP Heun 100%` is the ratio of costs at the quality that the baseline has at that cost."""
-    rows = table.to_dict("records")
-    return {f"cost {row['framework']} {row['sampler']} {row[COST]}": row["ratio (95 %)"] for row in rows}
+# Of each table of findings the columns that name a row.
+KEYS = {
+    "verdicts": ["claim", "framework", "target"], "effects": ["framework", "question", "training", "target"],
+    "shifts": ["framework", "level", "target"], "why": ["change", "target"], "slopes": ["cell", "target"],
+    "fair": ["framework", "setting", "target"], "solver": ["framework", "quantity", "sampler", "nfe", "target"],
+    "steps": ["framework", "sampler", "target"], "distances": ["cell", "duration", "sigma_max", "target"],
+    "halves": ["framework", "metric", "target"], "dimensions": ["d", "target"],
+    "levels": ["framework", "change", "sigma", "target"], "gradients": ["cell", "duration", "target"],
+}  # fmt: skip
 
 
-def of_noise(profile: Profile, table: pd.DataFrame) -> dict[str, str]:
-    """`noise edm-baseline trainings` is a standard deviation as a share of the distance.
+def of_findings(table: str, profile: Profile, rows: pd.DataFrame) -> dict[str, str]:
+    """`why EDM with c_in = 1, exact` is a ratio with its interval; a column goes by `why EDM with c_in = 1, exact: p`.
 
-    So are `latents`, `references`, and by how much the best of three and the last two checkpoints differ.
+    The name of a row is the table's and the columns of `KEYS`. Of `levels`, `worst EDM, c_in, exact` is the largest
+    ratio with its interval, and `worst EDM, c_in, exact: sigma` where it is.
     """
-    names = {"trainings": "SD, trainings", "latents": "SD, latents", "references": "SD, references",
-             "best of three": "best of three below mean", "last two": "last two checkpoints"}  # fmt: skip
-    return {
-        f"noise {row['cell']} {name}": percent(row[column] / row["distance"])
-        for row in table.to_dict("records") for name, column in names.items()
-    }  # fmt: skip
+    keys, out = KEYS[table], dict[str, str]()
+    for row in rows.to_dict("records"):
+        name = f"{table} " + ", ".join(_text(row[key]) for key in keys)
+        if not pd.isna(row.get("ratio", math.nan)):
+            out[name] = interval(row["ratio"], row["low"], row["high"])
+        plain = {key: value for key, value in row.items() if key not in keys and not pd.isna(value)}
+        out |= {f"{name}: {key}": _value(key, value) for key, value in plain.items()}
+        if "ratio, high" in plain:
+            out[f"{name}: high"] = interval(*(row[f"{key}, high"] for key in ("ratio", "low", "high")))
+    if table == "levels" and len(rows):
+        for _, part in rows.groupby(["framework", "change", "target"]):
+            worst = part.loc[part["ratio"].idxmax()]
+            name = f"worst {worst['framework']}, {worst['change']}, {worst['target']}"
+            out |= {
+                name: interval(worst["ratio"], worst["low"], worst["high"]),
+                f"{name}: sigma": f"{worst['sigma']:.2g}",
+            }
+    return out
 
 
-def of_bias(profile: Profile, table: pd.DataFrame) -> dict[str, str]:
-    """`bias edm-baseline` is the share of the distance, at the n of the tables, that is bias."""
-    at = f"n = {profile.evaluation.samples}"
-    return {f"bias {row['cell']}": percent(row["bias at n"] / row[at]) for row in table.to_dict("records")}
-
-
-def of_highest_noise(profile: Profile, table: pd.DataFrame) -> dict[str, str]:
-    """`top ve-baseline 10` is the ratio of the distance from that highest noise level to that from the usual one."""
-    rows = table.dropna(subset=["ratio to 80"]).to_dict("records")
-    return {f"top {row['cell']} {row['sigma_max']:g}": f"{row['ratio to 80']:.2f}" for row in rows}
+def _value(key: str, value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if key == "p":
+        return "< 0.001" if value < 0.001 else f"{value:.2g}"
+    return f"{value:,.0f}" if float(value).is_integer() and abs(value) >= 2 else f"{value:.2f}"
 
 
 def of_claims(told: Mapping[str, Any]) -> dict[str, str]:
-    """`verdict C3 VP`; `verdicts C4` counts them; `difference C3 VP` is FDM's at half cost from its baseline's end."""
+    """`verdict C3 EDM, exact`; `verdicts C3` lists them all."""
     out, every = {}, dict[str, list[str]]()
     for each in told["claims"]:
         out[f"verdict {each['claim']} {each['subject']}"] = each["verdict"]
-        every.setdefault(each["claim"], []).append(each["verdict"])
-        if "difference from baseline, full" in each["numbers"]:
-            number = each["numbers"]["difference from baseline, full"]["FDM, reduced"]
-            out[f"difference {each['claim']} {each['subject']}"] = interval(**number, digits=0)
-    for claim, verdicts in every.items():
-        counts = {verdict: verdicts.count(verdict) for verdict in dict.fromkeys(verdicts)}
-        told_all = listed(f"{verdict} in {count}" for verdict, count in counts.items())
-        out[f"verdicts {claim}"] = f"{told_all} of {len(verdicts)} cases"
-    return out
+        every.setdefault(each["claim"], []).append(f"{each['verdict']} for {each['subject']}")
+    return out | {f"verdicts {claim}": "; ".join(verdicts) for claim, verdicts in every.items()}
 
 
 def of_published_tables() -> dict[str, str]:
@@ -239,7 +209,8 @@ def of_published_tables() -> dict[str, str]:
 
     `published share table1[vp,CIFAR-10]` is the share of the baseline's cost at which FDM has the baseline's last
     quality; lowest and highest are those that are known exactly. `published half` counts the pairs in which FDM at half
-    of the training is no worse than its baseline at the end, `published third` does so for evaluations. `published
+    of the training is no worse than its baseline at the end, `published third` does so for evaluations; `published
+    within` counts those within the tolerance, and `published nothing to save` those whose baseline is. `published
     steps by ratio` and `by difference` count the pairs in which going to the fewest evaluations costs FDM less, and
     `published equal` the rows in which VP and VP-FDM are equal.
     """
@@ -257,14 +228,18 @@ def of_published_tables() -> dict[str, str]:
     last, few, many = (max(one["fdm"]), min(steps["fdm"]), max(steps["fdm"]))
     counts["half"] = one["fdm", last // 2] <= one["baseline", last]
     counts["third"] = steps["fdm", few] <= steps["baseline", many]
-    ratios = effects.published_loss_by_nfe()
+    ratios = published.loss_by_nfe()
     differences = {kernel: steps[kernel, few] - steps[kernel, many] for kernel in ("baseline", "fdm")}
     counts["steps by ratio"] = ratios["fdm"] < ratios["baseline"]
     counts["steps by difference"] = differences["fdm"] < differences["baseline"]
     vp = one.xs("vp", level="framework")
     counts["equal"] = (vp["fdm"] == vp["baseline"]).stack()
+    half = published.savings()
+    counts["within"] = half["FDM at half"] < math.exp(rules.QUALITY)
+    counts["nothing to save"] = half["verdict"] == "nothing to save"
+    counts["hold"] = half["verdict"] == "holds"
     out |= {f"published {name}": f"{sum(found)} of {len([*found])}" for name, found in counts.items()}
-    shares = effects.published_costs()
+    shares = published.costs()
     for row in shares.to_dict("records"):
         share = "never" if row["known"] == "never" else f"{'≤ ' * (row['known'] == 'at most')}{row['share']:.2f}"
         out[f"published share table{row['table']}[{row['framework'].lower()},{row['data']}]"] = share

@@ -439,7 +439,7 @@ def evaluate(profile: Profile) -> pd.DataFrame:
 
 def evaluations(profile: Profile, run: str) -> int:
     """Network evaluations that measuring a run takes, about."""
-    sampled = sum(setting.nfe * setting.samples for setting in measure.settings(profile, run))
+    sampled = profile.evaluation.samples * sum(setting.nfe for setting in measure.settings(profile, run))
     return sampled + errors.evaluations(profile, run)
 
 

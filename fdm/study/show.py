@@ -18,6 +18,11 @@ from fdm.study.measurements import frechet, label, primary, select, standard
 from fdm.study.profiles import USUAL, Profile
 from fdm.tasks.generation import draw_latents
 
+RATIOS = (
+    "Ratios are to the baseline at full cost (of C5 and the kernel, with to without), with intervals that hold together "
+    "at 95 %; above 1 is worse."
+)
+
 
 def introduce(profile: Profile, notebook: str, sections: list[str]) -> None:
     """Show which profile a notebook executes, with which sections of parameters, and link its provenance.
@@ -130,32 +135,29 @@ def show_beside(profile: Profile, folder: Path) -> None:
     display(Markdown((folder / "beside.md").read_text(encoding="utf-8")))
 
 
-def _around(number: dict[str, Any], digits: int = 2) -> str:
-    """An estimate of claims.json with its interval."""
-    return report.interval(number["value"], number["low"], number["high"], digits)
-
-
 def deciding_numbers(claim: dict[str, Any]) -> str:
     """The numbers that decide a claim of claims.json, in one line."""
     numbers = claim["numbers"]
     if claim["claim"] == "C1":
-        return f"largest difference of the two steps {numbers['largest difference']:.0e}"
+        difference = numbers.get("largest difference")
+        return (
+            "the mean does not decay: there is no descent"
+            if difference is None
+            else (f"largest difference of the two steps {difference:.0e}")
+        )
     if claim["claim"] == "C2":
         falls, fastest, first, least, critical = numbers.values()
         return (
             f"falls without changing sign: {'yes' if falls else 'no'}; decays fastest in the end at a damping ratio of "
-            f"{fastest:g}; first below 1 % at {first:g} (at time {least:.1f}; critical {critical:.1f})"
+            f"{fastest:g}; stays below 1 % first at {first:g} (from time {least:.1f}; critical {critical:.1f})"
         )
-    if claim["claim"] == "C5":
-        kernels = [key for key in numbers if key.startswith("ratio")]
-        parts = [f"{key.removeprefix('ratio with ')} {_around(numbers[key])}" for key in kernels]
-        return "ratio of distances, with / without, at 25 % of the training: " + ", ".join(parts)
-    mean, difference = numbers["mean"], numbers["difference from baseline, full"]
-    return (
-        f"baseline {mean['baseline, full']:.1f} (floor {numbers['floor']:.1f}); from it: FDM at reduced cost "
-        f"{_around(difference['FDM, reduced'], 1)}, at full cost {_around(difference['FDM, full'], 1)}, baseline at "
-        f"reduced cost {_around(difference['baseline, reduced'], 1)}; margin {numbers['margin']:.1f}"
-    )
+    text = report.interval(numbers["ratio"], numbers["low"], numbers["high"])
+    if "baseline at the reduced cost" in numbers:
+        text += f"; baseline there {numbers['baseline at the reduced cost']:.2f}"
+        text += f", FDM at full cost {numbers['FDM at the full cost']:.2f}"
+    if "seeds that would decide" in numbers:
+        text += f"; {numbers['seeds that would decide']:.0f} seeds would decide"
+    return text
 
 
 def claims_table(told: dict[str, Any]) -> pd.DataFrame:
@@ -167,26 +169,14 @@ def claims_table(told: dict[str, Any]) -> pd.DataFrame:
     ])  # fmt: skip
 
 
-def scale(told: dict[str, Any]) -> str:
-    """The scale that the verdicts of claims.json hold for, in a sentence."""
-    about = told["scale"]
-    budget = f"{about['kimg']:g} thousand training images a run" if about["kimg"] else "published networks"
-    several = f"{about['seeds']} training runs of each model"
-    seeds = "one training run of each model" if about["seeds"] == 1 else several
-    return (
-        f"{about['data']} ({about['resolution']}×{about['resolution']}), {budget}, {seeds}, {about['metric']} at "
-        f"n = {about['n']}, lower is better; in brackets 95 % intervals over the training runs."
-    )
-
-
 def show_claims(profile: Profile, folder: Path) -> None:
     """Write claims.json, and the verdicts as a table to `folder`, and show them."""
     told = claims.claims(profile)
     path = profile.results / "claims.json"
     settle_text(path, json_text(rounded_value(told)))
     told = measurements.read_json(path)  # as it is on record
-    text = f"Verdicts on the claims. {scale(told)}\n\n{tables.markdown(claims_table(told))}"
-    write_text(folder / "verdicts.md", text)
+    text = f"Verdicts on the claims. {RATIOS}\n\n{tables.markdown(claims_table(told))}"
+    write_text(folder / "claims.md", text)
     display(Markdown(text))
 
 
@@ -253,19 +243,17 @@ BEGIN, END = "<!-- verdicts: generated, see CONTRIBUTING.md -->", "<!-- end of v
 
 
 def readme(profile: Profile) -> str:
-    """README.md with the values between its marks and its section of verdicts as the record of a profile has them.
+    """README.md with the values between its marks and its verdicts, notebooks/05_short.md, as the record has them.
 
-    The words above the table of verdicts are notebooks/05_short.md. Raises FdmError for a profile that is no ablation,
-    and for a value that nothing gives.
+    Raises FdmError for a profile that has no verdicts, and for a value that nothing gives.
     """
-    if profile.conclusions != "05_ablations":
-        raise FdmError("README.md shows the verdicts of an ablation; use --params profiles/ablations/params.yaml.")
-    values, told = report.numbers(profile), measurements.read_json(profile.results / "claims.json")
+    if profile.conclusions != "05_evidence":
+        raise FdmError("README.md shows the verdicts of the evidence; use --params profiles/exact/params.yaml.")
+    values = report.numbers(profile)
     before, rest = (root() / "README.md").read_text(encoding="utf-8").split(BEGIN)
     before, after = (report.refreshed(part, values, "README.md") for part in (before, rest.split(END)[1]))
     short = report.filled(root() / "notebooks" / "05_short.md", profile, values)
-    text = report.wrapped(f"{short.strip()}\n\n{scale(told)[0].upper()}{scale(told)[1:]}")
-    return f"{before}{BEGIN}\n\n{text}\n\n{tables.markdown(claims_table(told))}\n{END}{after}"
+    return f"{before}{BEGIN}\n\n{report.wrapped(short.strip())}\n\n{END}{after}"
 
 
 def documents(profile: Profile) -> dict[Path, str]:

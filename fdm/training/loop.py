@@ -193,7 +193,9 @@ def _loop(training: Training, dataset: Dataset, home: Path, device: str, advance
     accelerator = processes.accelerator(par.precision, par.processes, device, par.accumulation, par.compile)
     torch.set_num_threads(threads if par.processes == 1 else 1)
     main, total = accelerator.is_main_process, steps(par)
-    snapshots = {max(1, round(total * share)): snapshot_name(share) for share in SNAPSHOTS}
+    due = [
+        (max(1, round(total * share)), snapshot_name(share)) for share in SNAPSHOTS
+    ]  # several at once in a short one
     log_every, state_every = (max(1, round(kimg * 1000 / par.batch)) for kimg in (par.log_kimg, par.state_kimg))
 
     torch.manual_seed(step_seed(run.seed, 0))
@@ -226,9 +228,9 @@ def _loop(training: Training, dataset: Dataset, home: Path, device: str, advance
                     f"kept in {home}. Lower training.lr or lengthen training.lr_ramp_kimg in its profile."
                 )
             progress.set_postfix(loss=f"{mean:.4f}", refresh=False)
-        if step in snapshots and main:
+        for snapshot in (label for at, label in due if at == step and main):
             extra = {"name": name, "images": step * par.batch, "dataset": dataset.sha256}
-            checkpoints.save(home / snapshots[step], objective.ema, description | extra)
+            checkpoints.save(home / snapshot, objective.ema, description | extra)
         # Never between two entries of the log.
         if history.count == 0 and (step - saved >= state_every or step == total):
             saved = step
