@@ -30,14 +30,14 @@ pytestmark = pytest.mark.slow
 
 
 def test_the_committed_results_are_those_of_the_committed_code(scratch):
-    for profile in ("dvc.yaml", "profiles/ablations/dvc.yaml"):
+    for profile in ("dvc.yaml",):
         scratch(f"dvc repro {profile}:code")
         printed = scratch(f"dvc repro --allow-missing --dry {profile}")
         assert "Running stage" not in printed, printed
-    assert scratch("git status --porcelain") == "", "dvc repro dvc.yaml:code profiles/ablations/dvc.yaml:code"
+    assert scratch("git status --porcelain") == "", "dvc repro dvc.yaml:code"
 
 
-@pytest.mark.parametrize("name", ["digits", "ablations"])
+@pytest.mark.parametrize("name", ["digits"])
 def test_the_committed_files_belong_together(name, monkeypatch):
     monkeypatch.chdir(ROOT)
     for check, problems in integrity.checks(profiles.find(name), "committed").items():
@@ -60,7 +60,7 @@ def test_strict_mode_finds_a_wrong_number(scratch, tmp_path):
 @pytest.mark.parametrize("arithmetic", ARITHMETIC)
 def test_the_committed_notebooks_show_what_they_compute_under_any_arithmetic(scratch, arithmetic):
     names = ("digits/notebooks/01_kernel", "digits/notebooks/04_tables", "digits/notebooks/06_published_code",
-             "ablations/notebooks/05_ablations")  # fmt: skip
+             "exact/notebooks/05_evidence")  # fmt: skip
     paths = [scratch.path / "results" / f"{name}.ipynb" for name in names]
     assert "passed" in scratch.nbval("--nbval", paths, **ARITHMETIC[arithmetic])
     changed = [line for line in scratch("git status --porcelain").splitlines() if "smoke" not in line]

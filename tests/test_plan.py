@@ -71,7 +71,7 @@ def test_the_published_networks_have_the_published_sizes_and_the_whole_bill():
     ("name", "stages"),
     [
         ("digits", "code kernel published prepare reference train evaluate tables publish"),
-        ("ablations", "code prepare reference train evaluate ablations publish"),
+        ("exact", "code prepare reference train evaluate evidence publish"),
         ("published-checkpoints", "code kernel published prepare reference fetch evaluate tables publish"),
     ],
 )

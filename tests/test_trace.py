@@ -12,8 +12,10 @@ from matplotlib.figure import Figure
 from fdm.__main__ import main
 from fdm.files import FdmError, write_json
 from fdm.repro import trace
-from fdm.study import effects, figures, measure, measurements, profiles, tables
+from fdm.study import evidence, figures, findings, measure, profiles, report, tables
 from fdm.study.profiles import Profile
+
+from . import made_up
 
 FD = "FD(EfficientNet-Lite0)"
 ABOUT = {"revision": "a" * 40, "changed_since_revision": [" M fdm/x.py"], "started": "2026-01-02T03:04:05Z",
@@ -29,14 +31,10 @@ def record(profile: Profile) -> Profile:
                 context = (cell, profile.profile, profile.dataset.name, run, about.framework, about.kernel, seed,
                            setting.duration, 60 * setting.duration, setting.sampler, setting.text, setting.nfe,
                            setting.sigma_max)  # fmt: skip
-                sets = [(0, 0, setting.samples)]
-                if setting.samples > profile.evaluation.samples:
-                    sets = [(300, 0, 300), (600, 0, 300), (0, 1, 300), (0, 2, 300), (0, 0, 600), (0, 0, 1200)]
+                sets = [(0, 0, profile.evaluation.samples)]
                 for latents, reference, n in sets:
                     told = dict(zip(measure.CONTEXT, (*context, latents, reference), strict=True))
-                    value = (
-                        100 * (place + 1) + 10 * setting.duration + seed + setting.nfe / 100 + latents / 1000 + n / 1e4
-                    )
+                    value = 100 * (place + 1) + 10 * setting.duration + seed + setting.nfe / 100 + latents / 1000 + 0.03
                     told |= {"metric": FD, "value": value, "low": value - 1, "high": value + 1, "n": n}
                     told |= {"n_reference": 898, "extractor": "e", "experiment": f"{seed}" * 12}
                     rows.append(told | {"checkpoint": run, "device": "cpu"})
@@ -71,27 +69,20 @@ def profile(study: Path) -> Profile:
 
 
 @pytest.fixture
-def ablation(study: Path) -> Profile:
-    """Tables of the ablations."""
-    path = study / "profiles" / "ablations" / "params.yaml"
+def exact(study: Path) -> Profile:
+    """Tables of the evidence, of a few cells."""
+    path = study / "profiles" / "exact" / "params.yaml"
     values = yaml.safe_load(path.read_text()) | {"seeds": [0, 1]}
-    kept = [cell for cell in values["cells"] if re.fullmatch(r"\w+-(baseline|fdm)(-warmup|-m1|-m4)?", cell)]
+    kept = [cell for cell in values["cells"] if re.fullmatch(r"\w+-(baseline|fdm)(-warmup|-one)?", cell)]
     values["cells"] = {cell: values["cells"][cell] for cell in kept}
     path.write_text(yaml.safe_dump(values, sort_keys=False))
-    profile = record(profiles.find("ablations"))
-    rows = measurements.table(profile)
-    content = {
-        "cells": effects.cells(profile, rows), "effects": effects.effects(profile, rows),
-        "noise": effects.noise(profile, rows), "noise_of_ratios": effects.noise_of_ratios(profile, rows),
-        "bias": effects.bias(profile, rows), "costs_nfe": effects.costs(profile, rows, "nfe", (1, 2, -1)),
-        "costs_training": effects.costs(profile, rows, "duration", (1, 2, -1)),
-        "highest_noise": effects.highest_noise(profile, rows),
-    }  # fmt: skip
-    for name, table in content.items():
+    profile = profiles.find("exact")
+    made_up.record(profile)
+    targets = evidence.targets(profile)
+    content = {name: findings.together(name, targets) for name in findings.TABLES}
+    for name, table in (content | {"verdicts": evidence.verdicts(profile)}).items():
         tables.write_table(table, profile.results / "tables", name, name)
-    figures.save(
-        Figure(figsize=(1, 1)), profile.results / "figures" / "05_ablations", "quality_by_nfe", ["calibration.csv"]
-    )
+    figures.save(Figure(figsize=(1, 1)), profile.results / "figures" / "05_evidence", "answer", ["runs/*/errors.csv"])
     return profile
 
 
@@ -168,31 +159,21 @@ def test_fetched_networks_are_fetched_again_and_not_trained(study):
     assert "02_train" not in text
 
 
-def test_rows_of_the_ablations_lead_to_all_cells_that_they_compare(ablation):
-    text = trace.explain(ablation, "effects[VP, warm-up, 100%]")
-    parts_of(text, "effects[VP,warm-up,with / without,100%]: ratio ", f"{FD} of VP, VP-FDM on digits", "from 8 of",
-             "\n  vp-baseline-warmup: framework vp, kernel baseline, warmup_steps 40\n",
-             "    build/ablations/checkpoints/vp-fdm-warmup-1/100.safetensors\n",
-             "stages of profiles/ablations/dvc.yaml: train, evaluate, ablations\n")  # fmt: skip
-    text = trace.explain(ablation, "cells[edm-fdm-m1,50%]")
-    mean = 100 * (1 + [*ablation.cells].index("edm-fdm-m1")) + 5 + 0.5 + 0.25 + 0.03
-    parts_of(text, f"cells[edm-fdm-m1,50%] = {mean:g}\n", "from 2 of the measurements:\n  all have cell edm-fdm-m1, ")
-    assert "NOT" not in text
+def test_rows_of_the_evidence_lead_to_their_records_and_to_what_makes_them(exact):
+    text = trace.explain(exact, "why[EDM with c_in = 1, exact]")
+    parts_of(text, "why[EDM with c_in = 1,exact]: ratio ", "made by why in fdm/study/findings.py, in results/exact/",
+             "from records of profiles/exact/params.yaml:\n", "  results/exact/runs/edm-baseline-one/errors.csv\n",
+             "stages of profiles/exact/dvc.yaml: evidence\n")  # fmt: skip
+    text = trace.explain(exact, "verdicts[C3, EDM, exact]")
+    parts_of(text, "verdicts[C3,EDM,exact]: ", "verdict does not hold", "made by verdicts in fdm/study/evidence.py")
+    assert "results/exact/runs/vp-" not in text
+    text = trace.explain(exact, "slopes[vp-fdm,exact]")
+    assert re.findall("results/exact/runs/([^/]+)/errors.csv", text) == ["vp-fdm"]
 
 
-def test_every_table_of_the_ablations_is_of_its_measurements(ablation):
-    for name, rows, cells in (
-        ("effects[edm,multiplier,m=4/2,25%]", 4, "edm-fdm-m4 edm-fdm-warmup"),
-        ("highest_noise[vp-baseline,20]", 4, "vp-baseline"),
-        ("noise[vp-baseline]", 12, "vp-baseline"),  # two checkpoints; two further latents and references each
-        ("noise_of_ratios[vp]", 20, "vp-baseline vp-fdm-warmup"),
-        ("bias[vp-baseline]", 6, "vp-baseline"),
-        ("costs_training[ve,heun,75%]", 16, "ve-baseline ve-fdm-warmup"),
-        ("costs_nfe[ve,dpm-solver++,79]", 28, "ve-baseline ve-fdm-warmup"),
-    ):
-        text = trace.explain(ablation, name)
-        parts_of(text, f"from {rows} of the measurements:")
-        assert set(re.findall(r"\n  (\S+): framework ", text)) == set(cells.split())
+def test_a_profile_without_tables_says_where_its_cells_are(study):
+    with pytest.raises(FdmError, match="fashion-16 has no tables; its cells are in results/fashion-16/runs"):
+        trace.explain(profiles.find("fashion-16"), None)
 
 
 def test_a_figure_leads_to_its_notebook_and_data(profile):
@@ -217,9 +198,13 @@ def test_a_manifest_has_each_figure_once_by_name_and_is_written_only_where_it_ch
     assert json.loads(path.read_text())["b"] == ["training/*.csv"]
 
 
-@pytest.mark.parametrize("kind", ["profile", "ablation"])
-def test_without_a_name_the_forms_are_listed_and_each_is_one(request, kind, capsys):
-    profile = request.getfixturevalue(kind)
+def test_without_a_name_the_forms_of_the_evidence_are_its_tables(exact, capsys):
+    assert main(["explain", "--params", exact.params_file]) == 0
+    forms = re.findall(r"\n  (\S+\[.*?\]) ", capsys.readouterr().out)
+    assert {form.partition("[")[0] for form in forms} == {*report.KEYS, "figure"}
+
+
+def test_without_a_name_the_forms_are_listed_and_each_is_one(profile, capsys):
     assert main(["explain", "--params", profile.params_file]) == 0
     forms = re.findall(r"\n  (\S+\[.*?\]) ", capsys.readouterr().out)
     assert {form.partition("[")[0] for form in forms} == {*trace.TABLES[profile.conclusions], "figure"}
@@ -252,17 +237,14 @@ def test_a_name_that_means_nothing_is_answered_with_what_is_allowed(profile, cap
         assert error.count("\n") == 1
 
 
-def test_a_row_of_an_ablation_that_is_not_there_is_answered_with_what_is(ablation):
+def test_a_row_of_the_evidence_that_is_not_there_is_answered_with_what_is(exact):
     for name, sentence in (
-        (
-            "effects[vp,multiplier,25%]",
-            "means several; there are VP,multiplier,m = 1 / 2,25%; VP,multiplier,m = 4 / 2,25%",
-        ),
-        ("highest_noise[vp-baseline,21]", "'21' is not allowed; in its place can stand 10, 20, 40, 80, "),
-        ("table1[vp,fdm,100%]", r"cannot be explained; allowed are names such as cells\[vp-fdm,100%\], "),
+        ("verdicts[C3,exact]", "means several; there are C3,VP,exact; C3,VE,exact; C3,EDM,exact"),
+        ("slopes[vp-none,exact]", "'vp-none' is not allowed; in its place can stand edm-baseline, "),
+        ("table1[vp,fdm,100%]", r"cannot be explained; allowed are names such as verdicts\[...\], "),
     ):
         with pytest.raises(FdmError, match=sentence):
-            trace.explain(ablation, name)
+            trace.explain(exact, name)
 
 
 def test_what_is_missing_or_damaged_is_said_in_a_sentence(profile):

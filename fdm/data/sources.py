@@ -96,6 +96,14 @@ def _tensors(params: DatasetParams) -> dict[str, Tensor]:
     return {"images": images, "labels": labels, "held": held, "held_labels": held_labels}
 
 
+def trained_on(name: str) -> int:
+    """Number of images that training sees, 0 where it is known only when they are there, or where there is no end."""
+    source = SOURCES[name]
+    if source.known:
+        return 0
+    return source.size if source.held else source.size - min(source.size // 10, MOST_HELD)
+
+
 def prepare(params: DatasetParams, path: Path) -> datasets.Dataset:
     """Make the file of a profile's data set at `path`; raises FdmError for what the source of the images refuses."""
     return datasets.write(params, _tensors(params), path)

@@ -67,7 +67,10 @@ def explain(profile: Profile, name: str | None) -> str:
     forms = {f"{table}[...]": ", ".join(names) for table, names in report.KEYS.items()}
     if profile.conclusions in TABLES:
         forms = {f"{table}[{example}]": ", ".join(names) for table, (example, names, _) in tables.items()}
-    forms |= FORMS.get(profile.conclusions, {}) | {"figure[...]": "which notebook draws it, and from which files"}
+    example = "answer" if profile.conclusions == "05_evidence" else "quality_by_nfe"
+    forms |= FORMS.get(profile.conclusions, {}) | {
+        f"figure[{example}]": "which notebook draws it, and from which files"
+    }
     if name is None:
         return "\n".join(["python -m fdm explain NAME, where NAME is one of", *(f"  {k:34}{forms[k]}" for k in forms)])
     match = re.fullmatch(r"(\w+)\[([^\[\]]+)\]", _plain(name))

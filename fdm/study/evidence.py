@@ -70,7 +70,8 @@ def matrix(values: pd.Series, wanted: list[tuple]) -> np.ndarray:
 
     Raises KeyError for one that was not measured.
     """
-    return np.log(pd.concat([values.sort_index().loc[each] for each in wanted], axis=1, join="inner").to_numpy().T)
+    sorted_values = values.sort_index().astype(float)
+    return np.log(pd.concat([sorted_values.loc[each] for each in wanted], axis=1, join="inner").to_numpy().T)
 
 
 class Judged(NamedTuple):
@@ -98,7 +99,8 @@ def saving(
         rules.contrast(logs, np.array(weights, float))
         for weights in ((0, -1, 1, 0), (1, -1, 0, 0), (0, -1, 0, 1))
     )  # fmt: skip
-    return Judged(claim, framework, mine, rules.judge_saving(mine, control, full, learnt, level()), control, full)
+    verdict = rules.judge_saving(mine, control, full, learnt, level())
+    return Judged(claim, FRAMEWORKS[framework].label, mine, verdict, control, full)
 
 
 def effect(values: pd.Series, share: float, weights: dict[str, float]) -> Estimate:

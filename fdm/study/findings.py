@@ -139,6 +139,12 @@ def shifts(target: Target) -> pd.DataFrame:
     return pd.DataFrame(out)
 
 
+def shifts_weighted(target: Target) -> pd.DataFrame:
+    """`shifts` of the weighted error alone."""
+    table = shifts(target)
+    return table[table["level"] == "weighted"] if len(table) else table
+
+
 def why(target: Target) -> pd.DataFrame:
     """One change at a time: ratio of the weighted error, of that at high noise levels, and the radius slope at 80."""
     high = select(target.errors, quantity=target.quantity, images="held out", duration=1.0)
@@ -313,8 +319,8 @@ def dimensions(target: Target) -> pd.DataFrame:
 
 TABLES = {
     make.__name__: make
-    for make in (levels, effects, cells, shifts, why, slopes, fair, solver, steps, distances, gradients, halves,
-                 dimensions)
+    for make in (levels, effects, cells, shifts, shifts_weighted, why, slopes, fair, solver, steps, distances,
+                 gradients, halves, dimensions)
 }  # fmt: skip
 
 

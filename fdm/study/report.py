@@ -16,11 +16,12 @@ from typing import Any
 
 import pandas as pd
 
-from fdm.data.sources import SOURCES
+from fdm.data.sources import SOURCES, trained_on
 from fdm.files import FdmError, root
 from fdm.samplers import SAMPLERS
 from fdm.study import claims, evidence, measurements, profiles, published, rules, tables
 from fdm.study.agreement import settle_text
+from fdm.study.errors import SIGMAS
 from fdm.study.measurements import standard
 from fdm.study.profiles import Profile
 
@@ -77,11 +78,11 @@ def numbers(profile: Profile) -> dict[str, str]:
     Names are made by the functions below, each of one file; a file that is not there gives none. Raises FdmError for
     a damaged one.
     """
-    folder = profile.results / "tables"
+    folder, evidence_of = profile.results / "tables", profile.conclusions == "05_evidence"
     files: list[tuple[Path, Callable[[Profile, pd.DataFrame], dict[str, str]]]] = [
         (profile.results / "calibration.csv", of_floor),
         (profile.results / "measurements.csv", of_measurements),
-        *((folder / f"{name}.csv", functools.partial(of_findings, name)) for name in KEYS),
+        *((folder / f"{name}.csv", functools.partial(of_findings, name)) for name in KEYS if evidence_of),
     ]
     out = parameters(profile) | of_published_tables() | of_benchmarks()
     for path, names in files:
@@ -119,14 +120,14 @@ def parameters(profile: Profile) -> dict[str, str]:
             SAMPLERS[each.sampler].label for each in ev.settings if each.sampler not in claims.PAPER.values()
         )),
         "rules.quality": percent(math.exp(rules.QUALITY) - 1), "rules.effect": percent(math.exp(rules.EFFECT) - 1),
-        "rules.accuracy": percent(evidence.LEARNT), "rules.primary": str(evidence.PRIMARY),
+        "rules.accuracy": percent(evidence.LEARNT), "rules.primary": str(evidence.PRIMARY), "levels": str(len(SIGMAS)),
         "rules.reduced nfe": str(evidence.THIRD[0]), "rules.whole nfe": str(evidence.THIRD[1]),
     }  # fmt: skip
     if par:
         images = par.budget_kimg * 1000
         out |= {"training.images": amount(images), "training.steps": f"{math.ceil(images / par.batch):,}",
                 "training.quarter": f"{round(math.ceil(images / par.batch) / 4):,}"}  # fmt: skip
-        out |= {"training.epochs": f"{images / source.size:.0f}"} if source.size else {}
+        out |= {"training.epochs": f"{images / n:.0f}"} if (n := trained_on(profile.dataset.name)) else {}
     return out
 
 

@@ -140,7 +140,8 @@ def _gather(
             bar.update((progress() if progress else total - len(waiting)) - bar.n)
             bar.set_postfix_str(f"{total - len(waiting)} of {total} runs", refresh=False)
     except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
+        for future in waiting:
+            future.cancel()  # those that have not begun; the others are waited for
         raise
     finally:
         bar.close()

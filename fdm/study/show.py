@@ -19,8 +19,8 @@ from fdm.study.profiles import USUAL, Profile
 from fdm.tasks.generation import draw_latents
 
 RATIOS = (
-    "Ratios are to the baseline at full cost (of C5 and the kernel, with to without), with intervals that hold together "
-    "at 95 %; above 1 is worse."
+    "Ratios are to the baseline at full cost (of C5 and the kernel, with to without), with intervals that hold "
+    "together at 95 %; above 1 is worse."
 )
 
 
@@ -239,6 +239,7 @@ def by_norm(kept: dict[tuple[str, str], dict]) -> pd.DataFrame:
 
 # ------------------------------------------------------------------------------------------------------ README
 
+OTHERS = ("docs/running.md", "benchmarks/README.md")
 BEGIN, END = "<!-- verdicts: generated, see CONTRIBUTING.md -->", "<!-- end of verdicts -->"
 
 
@@ -257,9 +258,10 @@ def readme(profile: Profile) -> str:
 
 
 def documents(profile: Profile) -> dict[Path, str]:
-    """The texts that are renewed in place, as they should be, by their paths: README.md and that of the benchmarks."""
-    out, speeds = {root() / "README.md": readme(profile)}, root() / "benchmarks" / "README.md"
-    if speeds.is_file():
-        text = speeds.read_text(encoding="utf-8")
-        out[speeds] = report.refreshed(text, report.numbers(profile), "benchmarks/README.md")
+    """The texts that are renewed in place, as they should be, by their paths: README.md and those of `OTHERS`."""
+    out, values = {root() / "README.md": readme(profile)}, report.numbers(profile)
+    for name in OTHERS:
+        path = root() / name
+        if path.is_file():
+            out[path] = report.refreshed(path.read_text(encoding="utf-8"), values, name)
     return out
