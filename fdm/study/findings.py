@@ -39,6 +39,7 @@ CHANGES = [
     ("EDM-FDM, m = 1 in place of 2", "edm-fdm-m1", "edm-fdm"),
     ("EDM-FDM, m = 4 in place of 2", "edm-fdm-m4", "edm-fdm"),
 ]
+SURVIVES = 2.0  # times the error at the best learning rate
 FAIR = {"slow": "rate x 1/2", "": "rate x 1", "fast": "rate x 2", "wide": "width x 2"}
 
 
@@ -288,6 +289,24 @@ def inputs() -> pd.DataFrame:
     return pd.concat(rows)
 
 
+def rates(target: Target) -> pd.DataFrame:
+    """Weighted error by learning rate, the median over seeds, and the largest rate that a training survives.
+
+    It survives where its error is at most `SURVIVES` times that at its best rate. Of cells named <model>-lr<thousandths>.
+    """
+    table: dict[str, dict[float, float]] = {}
+    for name in target.loss.index.get_level_values("cell").unique():
+        model, _, rate = str(name).rpartition("-lr")
+        if model:
+            table.setdefault(model, {})[int(rate) / 1000] = float(target.loss.loc[name, 1.0].median())
+    out = []
+    for model, errors in table.items():
+        alive = [rate for rate, error in errors.items() if error <= SURVIVES * min(errors.values())]
+        columns = {f"rate {rate:g}": error for rate, error in sorted(errors.items())}
+        out.append({"model": model, "largest that survives": f"{max(alive):g}"} | columns)
+    return pd.DataFrame(out)
+
+
 def halves(target: Target) -> pd.DataFrame:
     """What half of the training costs each baseline, in the weighted denoising error and in the scores of samples."""
     found = []
@@ -320,7 +339,7 @@ def dimensions(target: Target) -> pd.DataFrame:
 TABLES = {
     make.__name__: make
     for make in (levels, effects, cells, shifts, shifts_weighted, why, slopes, fair, solver, steps, distances,
-                 gradients, halves, dimensions)
+                 gradients, rates, halves, dimensions)
 }  # fmt: skip
 
 

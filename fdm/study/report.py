@@ -159,6 +159,7 @@ KEYS = {
     "steps": ["framework", "sampler", "target"], "distances": ["cell", "duration", "sigma_max", "target"],
     "halves": ["framework", "metric", "target"], "dimensions": ["d", "target"],
     "levels": ["framework", "change", "sigma", "target"], "gradients": ["cell", "duration", "target"],
+    "rates": ["model", "target"],
 }  # fmt: skip
 
 
