@@ -292,7 +292,8 @@ def inputs() -> pd.DataFrame:
 def rates(target: Target) -> pd.DataFrame:
     """Weighted error by learning rate, the median over seeds, and the largest rate that a training survives.
 
-    It survives where its error is at most `SURVIVES` times that at its best rate. Of cells named <model>-lr<thousandths>.
+    It survives where its error is at most `SURVIVES` times that at its best rate. Of cells named <model>-lr<n>, with a
+    rate of n thousandths.
     """
     table: dict[str, dict[float, float]] = {}
     for name in target.loss.index.get_level_values("cell").unique():

@@ -3,7 +3,6 @@
 Panels that are compared have one axis. What an axis cannot show is clipped at its end and marked by an arrow.
 """
 
-import math
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -19,7 +18,7 @@ from fdm.study.figures import COLOUR, GREY, MARKER, style
 from fdm.study.measurements import label, select
 
 LEAST, MOST = 0.7, 8.0  # ratios that an axis shows
-TICKS = [0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 8.0]
+TICKS = [0.3, 0.4, 0.5, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 8.0]
 LINES = ["-", (0, (4, 2)), ":", "-."]  # of the targets, in their order
 
 
@@ -28,10 +27,17 @@ def _ratios(ax: Axes, low: float = LEAST, high: float = MOST, across: bool = Fal
     axis, limit, line = (ax.xaxis, ax.set_xlim, ax.axvline) if across else (ax.yaxis, ax.set_ylim, ax.axhline)
     (ax.set_xscale if across else ax.set_yscale)("log")
     limit(low, high)
-    axis.set_major_locator(FixedLocator([tick for tick in TICKS if low <= tick <= high]))
+    ticks = [0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 8] if high / low > 12 else TICKS  # as many as there is room for
+    axis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(NullLocator())
     line(1, color=GREY, lw=1, ls=":")
+
+
+def _arrows(ax: Axes, x: pd.Series, top: float, colour: str) -> None:
+    """Mark what lies beyond the upper end of an axis."""
+    if len(x):  # an empty line that is not clipped has no place, and upsets the layout
+        ax.plot(x, [top] * len(x), "^", color=colour, ms=5, clip_on=False)
 
 
 def _interval(ax: Axes, row: pd.Series, y: float, colour: str, marker: str, full: bool = True) -> None:
@@ -52,7 +58,7 @@ def answer(levels: pd.DataFrame, inputs: pd.DataFrame, nfe: int) -> Figure:
     """
     frameworks = list(FRAMEWORKS)
     figure, axes = plt.subplots(
-        3, len(frameworks), figsize=(11, 7.6), sharex=True, sharey="row", height_ratios=[3, 2, 1.3],
+        3, len(frameworks), figsize=(11, 8.2), sharex=True, sharey="row", height_ratios=[3, 1.7, 1],
         layout="constrained",
     )  # fmt: skip
     mine = select(levels, change="c_in") if len(levels) else levels
@@ -67,9 +73,10 @@ def answer(levels: pd.DataFrame, inputs: pd.DataFrame, nfe: int) -> Figure:
                              alpha=0.2, lw=0)  # fmt: skip
             top.plot(part["sigma"], part["ratio"], color=colour, ls=LINES[number % 4], lw=2, label=target)
             above = part[part["ratio"] > MOST]
-            top.plot(above["sigma"], [MOST] * len(above), "^", color=colour, ms=5, clip_on=False)
-        top.set_title(f"{FRAMEWORKS[framework].label}: FDM's $c_{{in}}$ / baseline's", loc="left")
-        top.legend(loc="upper left", fontsize=8)
+            _arrows(top, above["sigma"], MOST, colour)
+        top.set_title(f"{FRAMEWORKS[framework].label}: FDM's $c_{{in}}$ over the baseline's", loc="left", fontsize=11)
+        if len(top.lines) > 1:
+            top.legend(loc="upper left", fontsize=8)
         for kernel in ("baseline", "fdm"):
             part = select(inputs, framework=framework, kernel=kernel)
             look = style(framework, kernel) | {"marker": ""}
@@ -85,7 +92,7 @@ def answer(levels: pd.DataFrame, inputs: pd.DataFrame, nfe: int) -> Figure:
         bottom.set(xscale="log", xlim=(0.02, 80), ylim=(0, 1.3), yticks=[], xlabel="noise level σ")
     axes[0][0].set_ylabel("ratio of denoising errors\n(above 1 FDM is worse)")
     axes[1][0].set_ylabel("standard deviation\nof the network's input")
-    axes[2][0].set_ylabel("where training (area)\nand sampler (ticks) are")
+    axes[2][0].set_ylabel("training (area)\nsampler (ticks)")
     return figure
 
 
@@ -123,7 +130,7 @@ def changes(table: pd.DataFrame) -> Figure:
         _interval(ax, high, y + 0.14, colour, "o", full=False)
     ax.set_yticks(range(len(table)), table["change"])
     ax.invert_yaxis()
-    ax.set_xlabel("ratio of denoising errors to the model without the change: all levels (full), σ from 5 up (hollow)")
+    ax.set_xlabel("ratio of errors to the model without the change: all levels (full), σ from 5 up (hollow)")
     return figure
 
 
@@ -181,6 +188,8 @@ def solvers(table: pd.DataFrame) -> Figure:
             _ratios(ax, 0.3, 8)
             for framework in FRAMEWORKS:
                 part = select(mine, target=target, sampler=sampler, framework=framework.upper())
+                if part.empty:
+                    continue
                 colour = COLOUR[framework]
                 ax.fill_between(part["nfe"], part["low"].clip(0.3, 8), part["high"].clip(0.3, 8), color=colour,
                                 alpha=0.15, lw=0)  # fmt: skip
@@ -211,12 +220,11 @@ def costs(table: pd.DataFrame) -> Figure:
             part = mine[mine["level"] != "weighted"]
             x = part["level"].astype(float)
             known = part["ratio"].notna() if "ratio" in part else pd.Series(False, index=part.index)
-            ax.plot(x, part["ratio"].clip(0.3, 3) if known.any() else [math.nan] * len(x), color=COLOUR[framework],
-                    ls=LINES[number % 4], label=target)  # fmt: skip
-            ax.plot(x[~known], [3] * int((~known).sum()), "^", color=COLOUR[framework], ms=5, clip_on=False,
-                    mfc="white" if number else COLOUR[framework])  # fmt: skip
+            if known.any():
+                ax.plot(x, part["ratio"].clip(0.3, 3), color=COLOUR[framework], ls=LINES[number % 4], label=target)
+            _arrows(ax, x[~known], 3, COLOUR[framework])
         ax.set(xscale="log", xlabel="noise level σ", title=framework.upper(), xlim=(0.02, 80))
-        if targets:
+        if ax.get_legend_handles_labels()[0]:
             ax.legend(fontsize=8)
     axes[0].set_ylabel("images of FDM / of the baseline")
     return figure
