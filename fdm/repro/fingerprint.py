@@ -1,8 +1,8 @@
 """A fingerprint of what the code computes: hashes of weights, samples, features and scores, in every configuration.
 
 A few steps of training with every model and option, an interruption among them; every sampler with its options;
-features and scores, also of sets above the limits. Where a result may be reused, two versions of the source must give
-the same bits on one machine: see `fdm.repro.accept`. Bits are never compared across machines.
+features and scores, also of sets above the limits; errors and gradients. Where a result may be reused, two versions of
+the source must give the same bits on one machine: see `fdm.repro.accept`. Bits are never compared across machines.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from fdm.model import checkpoints, oracle
 from fdm.model.denoiser import Denoiser
 from fdm.params import SNAPSHOTS, snapshot_name
 from fdm.samplers import SAMPLERS
-from fdm.study import agreement, closure, measure, networks, profiles, runs
+from fdm.study import agreement, closure, errors, measure, networks, profiles, runs
 from fdm.study.profiles import Profile
 from fdm.tasks import generation
 from fdm.training import loop, state
@@ -51,7 +51,17 @@ CELLS = {
     "edm-fdm-tuned": {"framework": "edm", "kernel": "fdm", "source": "finetune", "start": "edm-baseline"},
     "edm-baseline-exact": {"framework": "edm", "kernel": "baseline", "source": "analytic"},
 }
-PARTS = ("training", "sampler", "scoring")
+# Every variant, a rate and a width of its own among them; trained on fresh draws, without augmentation.
+VARIANTS = {
+    "vp-baseline-told": {"framework": "vp", "kernel": "baseline", "variant": "radius embedded"},
+    "vp-fdm-gain": {"framework": "vp", "kernel": "fdm", "multiplier": 2.0, "variant": "radius output"},
+    "vp-fdm-skip": {"framework": "vp", "kernel": "fdm", "multiplier": 2.0, "variant": "edm output"},
+    "ve-baseline-unit": {"framework": "ve", "kernel": "baseline", "variant": "c_in unit"},
+    "edm-baseline-one": {"framework": "edm", "kernel": "baseline", "variant": "c_in 1", "lr": 1e-3,
+                         "model_channels": 8},
+    "edm-fdm-rescaled": {"framework": "edm", "kernel": "fdm", "multiplier": 2.0, "variant": "c_in rescaled"},
+}  # fmt: skip
+PARTS = ("training", "sampler", "scoring", "errors")
 SCORED = ("vp-fdm", "edm-baseline", "edm-baseline-exact")
 
 
@@ -63,27 +73,31 @@ def hash_of(*tensors: Tensor) -> str:
     return h.hexdigest()[:12]
 
 
-def probe(augment: float, dropout: float, accumulation: int) -> Profile:
-    """A profile on the digits with a few steps, and schedules that are as short."""
-    step = BATCH / 1000
+def probe(
+    augment: float = 0.0, dropout: float = 0.0, accumulation: int = 1, variants: bool = False, conditional: bool = True
+) -> Profile:
+    """A profile on the digits, or of the variants on the known distribution: few steps, and schedules as short."""
+    step, cells = BATCH / 1000, VARIANTS if variants else CELLS
+    by_gradients = [name for name in ("vp-baseline-told", "edm-baseline") if name in cells]
     settings: list[dict[str, Any]] = [
         {"sampler": "heun", "nfe": [5], "duration": [*SNAPSHOTS]},
         {"sampler": "heun", "nfe": [11]},
         {"sampler": "dpm-solver++", "nfe": [5, 11]},
         {"sampler": "heun", "nfe": [5], "sigma_max": [20.0], "cells": ["vp-fdm"]},
-        {"sampler": "heun", "nfe": [5], "samples": 144, "cells": ["edm-baseline"]},
         {"sampler": "ddim", "nfe": [4], "grid": "log-snr", "eta": 0.5, "cells": ["vp-fdm"]},
     ]
     values = {
-        "profile": "probe", "root": ".", "params_file": "params.yaml", "threads": 1, "conclusions": "05_ablations",
-        "seeds": [0], "cells": CELLS, "dataset": {"name": "digits", "resolution": 8, "conditional": True},
+        "profile": "probe", "root": ".", "params_file": "params.yaml", "threads": 1, "seeds": [0], "cells": cells,
+        "dataset": {"name": "exact-gaussians" if variants else "digits", "resolution": 8, "conditional": conditional},
         "network": {"model_channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4],
                     "dropout": dropout},
         "training": {"budget_kimg": STEPS * step, "batch": BATCH, "lr": 3e-3, "lr_ramp_kimg": STEPS * step / 2,
                      "ema_halflife_kimg": 0.1, "ema_ramp": 0.5, "augment": augment, "log_kimg": 2 * step,
                      "state_kimg": 2 * step, "accumulation": accumulation},
         "evaluation": {"extractor": "efficientnet-lite0", "reference": "half", "samples": 48, "batch": 32,
-                       "settings": settings},
+                       "settings": [each for each in settings if {*each.get("cells", [])} <= cells.keys()],
+                       "errors": {"images": 16, "latents": 2, "solvers": {"heun": [5], "dpm-solver++": [5]},
+                                  "gradients": by_gradients}},
     }  # fmt: skip
     return Profile.model_validate(values)
 
@@ -92,9 +106,11 @@ class _Interrupted(Exception):
     """Raised to stop a training, which then has to resume."""
 
 
-def _of_training(folder: Path, dataset: Dataset) -> Iterator[tuple[str, str]]:
+def _of_training(folder: Path, digits: Dataset, known: Dataset) -> Iterator[tuple[str, str]]:
     """Weights at every snapshot and the losses; with augmentation, dropout and accumulation also of a resumed run."""
-    for variant, profile in {"plain": probe(0.0, 0.0, 1), "augmented": probe(0.5, 0.1, 2)}.items():
+    for variant, profile, dataset in (
+        ("plain", probe(), digits), ("augmented", probe(0.5, 0.1, 2), digits), ("fresh", probe(variants=True), known),
+    ):  # fmt: skip
         for name, run in profile.trained.items():
             training = runs.training_of(profile, name, dataset)
             if training.start:
@@ -184,7 +200,7 @@ def _denoiser(profile: Profile, name: str, dataset: Dataset) -> Denoiser:
 
 def _of_samplers(dataset: Dataset) -> Iterator[tuple[str, str]]:
     """All x along the way, for every sampler, on every grid, with each option at both ends of its range."""
-    profile, seeds = probe(0.0, 0.0, 1), range(4)
+    profile, seeds = probe(), range(4)
     for cell in ("vp-fdm", "edm-baseline", "ve-fdm"):
         denoiser = _denoiser(profile, f"{cell}-0", dataset)
         for name, entry in SAMPLERS.items():
@@ -208,9 +224,18 @@ def _of_samplers(dataset: Dataset) -> Iterator[tuple[str, str]]:
         yield f"sampler ddim: grid {grid}", hash_of(*path)
 
 
-def _of_scoring(folder: Path, dataset: Dataset) -> Iterator[tuple[str, str]]:
-    """Latents, features, the floor, scores of whole evaluations, and of sets above the limits."""
-    profile = probe(0.0, 0.0, 1)
+def _as_trained(profile: Profile, name: str, dataset: Dataset) -> None:
+    """Put an untrained network in the place of every snapshot of a training."""
+    description = runs.specify(profile, name, dataset)
+    for share in SNAPSHOTS:
+        path = profile.checkpoints(name) / snapshot_name(share)
+        checkpoints.save(path, _denoiser(profile, name, dataset), description | {"images": 1})
+    (profile.checkpoints(name) / checkpoints.EXPERIMENT).write_text('{"experiment": "probe"}')
+
+
+def _of_scoring(folder: Path, dataset: Dataset, known: Dataset) -> Iterator[tuple[str, str]]:
+    """Latents, features, the floor, scores of whole evaluations, and of sets above the limits; what variants say."""
+    profile = probe()
     yield "scoring: latents", hash_of(*generation.draw_latents(range(4), dataset.shape, dataset.classes))
     with mock.patch.object(Profile, "build", folder), mock.patch.object(measure, "CALIBRATIONS", 2):
         measure.make_reference(profile, dataset, profile.reference_file)
@@ -219,14 +244,13 @@ def _of_scoring(folder: Path, dataset: Dataset) -> Iterator[tuple[str, str]]:
         floor = measure.calibrate(profile, everything, made_by)
         columns = ["value", "low", "high", "n", "n_reference"]
         yield "scoring: floor", hash_of(torch.tensor(floor[columns].to_numpy(float)))
+        one_class = dataset._replace(classes=1)
+        real = pd.concat([measure.real_accuracy(each, "probe") for each in (dataset, one_class)])
+        yield "scoring: accuracy of real images", hash_of(torch.tensor(real[columns].to_numpy(float)))
         for cell in SCORED:
             name = f"{cell}-0"
             if name in profile.trained:
-                description = runs.specify(profile, name, dataset)
-                for share in SNAPSHOTS:
-                    path = profile.checkpoints(name) / snapshot_name(share)
-                    checkpoints.save(path, _denoiser(profile, name, dataset), description | {"images": 1})
-                (profile.checkpoints(name) / checkpoints.EXPERIMENT).write_text('{"experiment": "probe"}')
+                _as_trained(profile, name, dataset)
             rows = measure.evaluate(
                 profile, name, dataset, runs.expected(profile, name, dataset), "cpu", lambda n: None
             )
@@ -235,12 +259,15 @@ def _of_scoring(folder: Path, dataset: Dataset) -> Iterator[tuple[str, str]]:
             measure.pictures(profile, name, dataset, folder / "pictures.safetensors")
             kept = load_file(folder / "pictures.safetensors")
             yield f"scoring: pictures {cell}", hash_of(kept["grid"], kept["trajectory"])
-    with mock.patch.object(distances, "LIMIT", 20):
-        rows_above = distances.score(everything[:40], everything[40:90], "FD")
-        yield (
-            "scoring: above the limit",
-            hash_of(torch.tensor([row["value"] for row in rows_above], dtype=torch.float64)),
-        )
+    with mock.patch.object(distances, "LIMIT", 20), mock.patch.object(distances, "FEWEST", 40):
+        scores = pd.DataFrame(measure._scores(everything[:40], everything[40:90], profile.evaluation))
+        numbers = scores[["value", "low", "high", "n", "n_reference"]].fillna(-1)
+        yield "scoring: above the limits", hash_of(torch.tensor(numbers.to_numpy(float)))
+    various, x = probe(variants=True), known.held[:4]
+    for cell in VARIANTS:
+        denoiser = _denoiser(various, f"{cell}-0", known)
+        said = [denoiser(x * sigma, torch.tensor(sigma), torch.eye(10)[:4]) for sigma in (0.5, 20.0)]
+        yield f"scoring: {cell}", hash_of(*said)
     mixture = gaussians.class_gaussians(to_float(dataset.images), dataset.labels, components=2, rank=3)
     drawn, components = mixture.draw_labelled(6, torch.Generator().manual_seed(5))
     told = torch.eye(10)[dataset.labels[:6]]
@@ -253,24 +280,61 @@ def _of_scoring(folder: Path, dataset: Dataset) -> Iterator[tuple[str, str]]:
     yield "scoring: colour", hash_of(features.extractor("efficientnet-lite0")[0](colour))
 
 
+def _of_errors(folder: Path, digits: Dataset, known: Dataset) -> Iterator[tuple[str, str]]:
+    """Errors by noise level, of solvers and of gradients: of images and of the known distribution, told classes or not.
+
+    With fewer evaluations behind a converged sample, and fewer batches behind a gradient, than the study has.
+    """
+    patched = {"BATCHES": 2, "BATCH": 8, "SLOPES": 8, "CONVERGED": ("heun", 31)}
+    images, untold = probe(), probe(variants=True, conditional=False)
+    measured = [
+        (images, "edm-baseline-0", digits), (images, "edm-baseline-exact-0", digits), (images, "ve-fdm-0", digits),
+        (probe(variants=True), "vp-baseline-told-0", known), (untold, "vp-fdm-gain-0", known),
+    ]  # fmt: skip
+    for number, (profile, name, dataset) in enumerate(each for each in measured if each[1] in each[0].runs):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(mock.patch.object(Profile, "build", folder / f"errors{number}"))
+            for constant, value in patched.items():
+                stack.enter_context(mock.patch.object(errors, constant, value))
+            if name in profile.trained:
+                _as_trained(profile, name, dataset)
+            wanted, told = runs.expected(profile, name, dataset), list[int]()
+            rows = errors.measure(profile, name, dataset, wanted, "cpu", told.append)
+            assert errors.measure(profile, name, dataset, wanted).equals(rows)  # as it is remembered
+            assert sum(told) == errors.evaluations(profile, name)
+            plain = profile.model_copy(update={"evaluation": profile.evaluation.model_copy(update={"errors": None})})
+            assert errors.measure(plain, name, dataset, wanted).empty and not errors.evaluations(plain, name)
+        for quantity, part in rows.groupby("quantity"):
+            numbers = part[["duration", "sigma", "ceiling", "nfe", "value", "n"]].astype(float).fillna(-1)
+            told_or_not = "" if profile.dataset.conditional else ", untold"
+            yield f"errors: {quantity} {name}{told_or_not}", hash_of(torch.tensor(numbers.to_numpy()))
+    fresh, classes = known.fresh(4, 5)
+    yield "errors: fresh images", hash_of(fresh, classes, known.held, known.held_labels)
+    enlarged = gaussians.known(16)
+    yield "errors: enlarged", hash_of(enlarged(torch.ones(1, 1, 16, 16), torch.tensor(0.5)))
+
+
 def fingerprint(only: Sequence[str] = PARTS) -> dict[str, str]:
     """Hashes by what they are of, `<closure>: <configuration>`; of all parts, or `only` of some."""
     out: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        dataset = sources.prepare(probe(0.0, 0.0, 1).dataset, folder / "dataset.safetensors")
+        dataset = sources.prepare(probe().dataset, folder / "digits.safetensors")
+        known = sources.prepare(probe(variants=True).dataset, folder / "known.safetensors")
         if "training" in only:
-            out |= dict(_of_training(folder, dataset)) | dict(_of_state(folder))
+            out |= dict(_of_training(folder, dataset, known)) | dict(_of_state(folder))
         if "sampler" in only:
             out |= dict(_of_samplers(dataset))
         if "scoring" in only:
-            out |= dict(_of_scoring(folder, dataset))
+            out |= dict(_of_scoring(folder, dataset, known))
+        if "errors" in only:
+            out |= dict(_of_errors(folder, dataset, known))
     return out
 
 
 def closures() -> dict[str, dict[str, Any]]:
     """Of each closure its digest, its files, and how its hashes begin in a fingerprint."""
-    names: dict[str, list[str]] = {"training": ["training: "], "scoring": ["scoring: "]}
+    names: dict[str, list[str]] = {name: [f"{name}: "] for name in closure.CLOSURES}
     for sampler in SAMPLERS:
         names.setdefault(closure.of_sampler(sampler), []).append(f"sampler {sampler}: ")
     out = {}

@@ -217,7 +217,7 @@ def intervals(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
             if not high - low >= abs(value) * (factor - 1 / factor):  # true of nan, too
                 low, high, of = *sorted((value / factor, value * factor)), name
         out.append({"low": low, "high": high, "of": of if low == low else "", "tight": tight})
-    return pd.DataFrame(out, index=rows.index)
+    return pd.DataFrame(out, index=rows.index, columns=["low", "high", "of", "tight"])
 
 
 class Judgement(NamedTuple):

@@ -51,7 +51,9 @@ def table(profile: Profile) -> pd.DataFrame:
 
 
 def select(rows: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
-    """Rows with these values in these columns; of several values in a list, any."""
+    """Rows with these values in these columns; of several in a list, any. An empty table may lack the columns."""
+    if rows.empty:
+        return rows
     for column, value in wanted.items():
         rows = rows[rows[column].isin(value) if isinstance(value, list | set) else rows[column] == value]
     return rows

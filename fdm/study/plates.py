@@ -3,7 +3,6 @@
 Panels that are compared have one axis. What an axis cannot show is clipped at its end and marked by an arrow.
 """
 
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -160,8 +159,9 @@ def early(table: pd.DataFrame) -> Figure:
     for ax, framework in zip(axes, FRAMEWORKS, strict=True):
         _ratios(ax, 0.7, 1.5)
         for kernel, question in (("baseline", "warm-up, baseline's c_in"), ("fdm", "warm-up, FDM's c_in")):
-            part = select(table, framework=framework.upper(), question=question).sort_values("training")
+            part = select(table, framework=framework.upper(), question=question, metric="weighted")
             if len(part):
+                part = part.sort_values("training")
                 look = style(framework, kernel) | {"label": label(framework, kernel)}
                 ax.fill_between(part["training"], part["low"].clip(0.7, 1.5), part["high"].clip(0.7, 1.5),
                                 color=COLOUR[framework], alpha=0.15, lw=0)  # fmt: skip

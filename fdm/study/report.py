@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from scipy.special import stdtrit
 
 from fdm.data.sources import SOURCES, trained_on
 from fdm.files import FdmError, root
@@ -153,11 +154,11 @@ def of_measurements(profile: Profile, rows: pd.DataFrame) -> dict[str, str]:
 
 # Of each table of findings the columns that name a row.
 KEYS = {
-    "verdicts": ["claim", "framework", "target"], "effects": ["framework", "question", "training", "target"],
+    "verdicts": ["claim", "framework", "target"], "effects": ["framework", "question", "training", "metric", "target"],
     "shifts": ["framework", "level", "target"], "why": ["change", "target"], "slopes": ["cell", "target"],
     "fair": ["framework", "setting", "target"], "solver": ["framework", "quantity", "sampler", "nfe", "target"],
     "steps": ["framework", "sampler", "target"], "distances": ["cell", "duration", "sigma_max", "target"],
-    "halves": ["framework", "metric", "target"], "dimensions": ["d", "target"],
+    "halves": ["framework", "metric", "compared", "target"], "dimensions": ["d", "target"],
     "levels": ["framework", "change", "sigma", "target"], "gradients": ["cell", "duration", "target"],
     "rates": ["model", "target"],
 }  # fmt: skip
@@ -181,12 +182,22 @@ def of_findings(table: str, profile: Profile, rows: pd.DataFrame) -> dict[str, s
     if table == "levels" and len(rows):
         for _, part in rows.groupby(["framework", "change", "target"]):
             worst = part.loc[part["ratio"].idxmax()]
+            # Corrected for the number of levels, as the worst of them is picked.
+            half = _half_width(worst, len(part))
+            ends = worst["ratio"] / half, worst["ratio"] * half
             name = f"worst {worst['framework']}, {worst['change']}, {worst['target']}"
             out |= {
-                name: interval(worst["ratio"], worst["low"], worst["high"]),
+                name: interval(worst["ratio"], *ends),
                 f"{name}: sigma": f"{worst['sigma']:.2g}",
             }
     return out
+
+
+def _half_width(row: pd.Series, count: int) -> float:
+    """The factor of a ratio's interval that holds for `count` ratios together, from that of one, by Student's t."""
+    freedom = row["seeds"] - 1
+    wider = stdtrit(freedom, 1 - 0.025 / count) / stdtrit(freedom, 0.975)
+    return math.exp(wider * math.log(row["high"] / row["ratio"]))
 
 
 def _value(key: str, value: Any) -> str:
@@ -239,7 +250,8 @@ def of_published_tables() -> dict[str, str]:
     half = published.savings()
     counts["within"] = half["FDM at half"] < math.exp(rules.QUALITY)
     counts["nothing to save"] = half["verdict"] == "nothing to save"
-    counts["hold"] = half["verdict"] == "holds"
+    counts["hold, stricter"] = half["verdict with half the tolerance"] == "holds"
+    counts["nothing to save, stricter"] = half["verdict with half the tolerance"] == "nothing to save"
     out |= {f"published {name}": f"{sum(found)} of {len([*found])}" for name, found in counts.items()}
     shares = published.costs()
     for row in shares.to_dict("records"):

@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy.special import stdtr, stdtrit
 
-QUALITY = math.log(1.10)  # published baselines at half of their training are 4 to 8 % above their end
+QUALITY = math.log(1.10)  # six of nine published baselines are 4 to 8 % above their end at half of their training
 EFFECT = math.log(1.05)
 MOST = 1000  # seeds that a plan is made for; above it more seeds are no answer
 
@@ -62,6 +62,14 @@ def contrast(logs: np.ndarray, weights: np.ndarray) -> Estimate:
     return Estimate(float(weights @ logs.mean(axis=1)), error, freedom, seeds)
 
 
+def paired(logs: np.ndarray, weights: np.ndarray) -> Estimate:
+    """The same contrast from its values a seed, by Student's t: valid whatever the spread of the cells and their
+    correlations, at the price of seeds - 1 degrees of freedom."""
+    each = weights @ logs
+    n = len(each)
+    return Estimate(float(each.mean()), float(each.std(ddof=1)) / math.sqrt(n), n - 1, n)
+
+
 def mean(estimates: list[Estimate]) -> Estimate:
     """The mean of independent estimates, with the degrees of freedom of its error by Satterthwaite."""
     n = len(estimates)
@@ -73,14 +81,19 @@ def mean(estimates: list[Estimate]) -> Estimate:
     return Estimate(value, math.sqrt(total), freedom, seeds)
 
 
-def equivalent(estimate: Estimate, tolerance: float) -> bool:
-    """Whether two one-sided tests at 5 % both exclude a difference as large as the tolerance."""
-    low, high = estimate.interval(0.90)
+def equivalent(estimate: Estimate, tolerance: float, level: float = 0.90) -> bool:
+    """Whether two one-sided tests, at 5 % by the usual `level`, both exclude a difference as large as that."""
+    low, high = estimate.interval(level)
     return -tolerance < low and high < tolerance
 
 
 def judge_saving(
-    reduced: Estimate, base_reduced: Estimate, full: Estimate, learnt: bool = True, level: float = 0.95
+    reduced: Estimate,
+    base_reduced: Estimate,
+    full: Estimate,
+    learnt: bool = True,
+    level: float = 0.95,
+    tolerance: float = QUALITY,
 ) -> Verdict:
     """The verdict on "as good for a fraction of the cost" (C3, C4), from differences from the baseline at full cost.
 
@@ -95,12 +108,12 @@ def judge_saving(
     """
     if not learnt:
         return "not learnt"
-    if equivalent(base_reduced, QUALITY):
+    if equivalent(base_reduced, tolerance):
         return "nothing to save"
     low, high = reduced.interval(level)
-    if high < QUALITY and base_reduced.interval(level)[0] > QUALITY:
+    if high < tolerance and base_reduced.interval(level)[0] > tolerance:
         return "holds"
-    if low > QUALITY:
+    if low > tolerance:
         return "partly" if full.interval(level)[1] < 0 else "does not hold"
     return "inconclusive"
 
@@ -124,15 +137,15 @@ def judge_effect(effect: Estimate, learnt: bool = True, level: float = 0.95) -> 
     return "equivalent" if equivalent(effect, EFFECT) else "inconclusive"
 
 
-def seeds_that_decide(estimate: Estimate, tolerance: float) -> int | None:
+def seeds_that_decide(estimate: Estimate, tolerance: float, level: float = 0.95) -> int | None:
     """Seeds with which this estimate, if it stays as it is, would lie apart from the tolerance on one side or other.
 
-    The spread stays as it is as well. None where more than a thousand would be needed.
+    `level` is that of the interval. The spread stays as it is as well. None where more than a thousand would be needed.
     """
     gap = abs(abs(estimate.value) - tolerance)
     deviation = estimate.error * math.sqrt(estimate.seeds)
     per_seed = estimate.freedom / (estimate.seeds - 1)
     for seeds in range(estimate.seeds, MOST + 1):
-        if float(stdtrit(per_seed * (seeds - 1), 0.975)) * deviation / math.sqrt(seeds) < gap:
+        if float(stdtrit(per_seed * (seeds - 1), (1 + level) / 2)) * deviation / math.sqrt(seeds) < gap:
             return seeds
     return None
