@@ -49,8 +49,8 @@ def record(profile: Profile, kernel: float = KERNEL, warmup: float = WARMUP, slo
                     quantities = ["error", "excess"] if exact else ["error"]
                     wrong += [at | origin | {"quantity": each, "images": "held out", "sigma": sigma, "value": value,
                                              "n": 500} for each in quantities]  # fmt: skip
-                wrong += [at | origin | {"quantity": "radius slope", "sigma": sigma, "n": 64,
-                                         "value": 0.0 if params.kernel == "fdm" else 1.0} for sigma in errors.RADII]  # fmt: skip
+                radius = {"quantity": "radius slope", "n": 64, "value": 0.0 if params.kernel == "fdm" else 1.0}
+                wrong += [at | origin | radius | {"sigma": sigma} for sigma in errors.RADII]
             asked = profile.evaluation.errors
             if asked and cell in (asked.cells or profile.cells):
                 for sampler, numbers in asked.solvers.items():

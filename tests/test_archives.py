@@ -321,9 +321,7 @@ def fashion_mnist(study, monkeypatch):
     ]
     compressed = [gzip.compress(content, mtime=1) for content in contents]
     official(monkeypatch, "fashion-mnist", compressed)
-    names = (
-        f"{part}-{kind}-ubyte.gz" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
-    )
+    names = (f"{part}-{kind}-ubyte.gz" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
     return dict(zip(names, compressed, strict=True)), pixels, labels
 
 

@@ -19,8 +19,8 @@ from .conftest import change
 KNOWN = gaussians.known(8)
 
 
-def prepared(path: Path, name: str, resolution: int = 8, **options):
-    return sources.prepare(DatasetParams(name=name, resolution=resolution, conditional=False, **options), path)
+def prepared(out: Path, name: str, resolution: int = 8, **options):
+    return sources.prepare(DatasetParams(name=name, resolution=resolution, conditional=False, **options), out)
 
 
 def rows(images):
@@ -49,13 +49,9 @@ def test_no_digit_that_is_trained_on_is_held_out(digits):
     images, labels = sources.SOURCES["digits"].images(DatasetParams(name="digits", resolution=8, conditional=True))
     assert_disjoint_and_whole(digits, images, labels)
     assert set(digits.held_labels.tolist()) == set(range(10))
-    thirds = (np.searchsorted([len(images) / 3, 2 * len(images) / 3], place_of(digits.held, images)) for _ in "x")
-    assert np.bincount(next(thirds)).min() > 40  # from everywhere, as the digits are in the order of who wrote them
-
-
-def place_of(part, images):
     place = {content: number for number, content in enumerate(rows(torch.from_numpy(images)))}
-    return [place[content] for content in rows(part)]
+    thirds = [3 * place[content] // len(images) for content in rows(digits.held)]
+    assert np.bincount(thirds).min() > 40  # from everywhere, as the digits are in the order of who wrote them
 
 
 def test_no_picture_of_a_folder_that_is_trained_on_is_held_out(study):
@@ -72,8 +68,8 @@ def test_no_picture_of_a_folder_that_is_trained_on_is_held_out(study):
 
 def test_of_many_images_a_thousand_are_held_out(study, monkeypatch):
     numbers = np.arange(12_000)
-    images = np.stack([numbers // 100, numbers % 100], axis=1).astype(np.uint8).reshape(-1, 1, 1, 2).repeat(8, 2)
-    images = np.concatenate([images] * 4, axis=3)
+    pairs = np.stack([numbers // 100, numbers % 100], axis=1).astype(np.uint8)
+    images = np.tile(pairs.reshape(-1, 1, 1, 2), (1, 1, 8, 4))
     many = sources.SOURCES["folder"]._replace(images=lambda params: (images, numbers % 3))
     monkeypatch.setitem(sources.SOURCES, "folder", many)
     dataset = prepared(Path("dataset.safetensors"), "folder", path="mine")
@@ -133,26 +129,27 @@ def test_draws_have_the_mean_and_the_covariance_of_the_distribution(resolution):
 
 
 def test_draws_are_of_the_classes_that_are_told():
-    dataset_images, components = KNOWN.draw_labelled(4000, torch.Generator().manual_seed(4))
+    images, components = KNOWN.draw_labelled(4000, torch.Generator().manual_seed(4))
     classes = KNOWN.labels[components]
     for label in range(10):
         mine = KNOWN.labels == label
         mean = (KNOWN.weights[mine, None] * KNOWN.means[mine].flatten(1)).sum(0) / KNOWN.weights[mine].sum()
-        drawn = dataset_images[classes == label].flatten(1)
+        drawn = images[classes == label].flatten(1)
         assert (drawn.mean(0) - mean).abs().max() < 5 * drawn.std(0).max() / len(drawn) ** 0.5
 
 
 def test_the_known_distribution_is_the_one_that_is_fitted_to_all_digits():
     """As a distribution, as k-means may end a little elsewhere on another machine."""
     bunch = load_digits()
-    images = datasets.to_float(torch.from_numpy(np.rint(bunch.images * 255 / 16).astype(np.uint8))[:, None])
+    images = torch.from_numpy(bunch.images / 8 - 1)[:, None]  # in their 17 shades
     fitted = gaussians.class_gaussians(images, torch.from_numpy(bunch.target))
     assert len(fitted.weights) == len(KNOWN.weights) == 30
-    pairs = zip(moments_of(fitted), moments_of(KNOWN), (0.002, 0.02), strict=True)
-    for new, kept, tolerance in pairs:
+    for new, kept, tolerance in zip(moments_of(fitted), moments_of(KNOWN), (1e-6, 0.02), strict=True):
         assert (new - kept).norm() < tolerance * kept.norm()
-    # The mean is that of the images, whatever the components.
-    torch.testing.assert_close(moments_of(KNOWN)[0], images.flatten(1).double().mean(0), rtol=0, atol=1e-9)
+    # The mean is that of the images, whatever the components, and so is the whole variance.
+    mean, covariance = moments_of(KNOWN)
+    torch.testing.assert_close(mean, images.flatten(1).mean(0), rtol=0, atol=1e-6)
+    assert float(covariance.trace()) == pytest.approx(float(images.flatten(1).var(0).sum()), rel=0.01)
     for label in range(10):
         shares = [float(each.weights[each.labels == label].sum()) for each in (fitted, KNOWN)]
         assert shares[0] == pytest.approx(shares[1], abs=1e-12) == pytest.approx((bunch.target == label).mean())

@@ -183,8 +183,8 @@ def with_settings(profile, change_them):
     return change(path, evaluation={"settings": change_them(settings)})
 
 
-def cost_of(settings) -> int:
-    return sum(setting.nfe * setting.samples for setting in settings)
+def cost_of(profile, settings) -> int:
+    return sum(setting.nfe * profile.evaluation.samples for setting in settings)
 
 
 def test_an_evaluation_measures_every_setting_and_goes_on_after_a_kill(trained, digits):
@@ -199,16 +199,18 @@ def test_an_evaluation_measures_every_setting_and_goes_on_after_a_kill(trained, 
     assert rows["checkpoint"].iloc[-1] == weights[:12]
     assert rows["experiment"].nunique() == len(settings)
     assert set(rows["options"]) == {"usual", "eta=1"}
-    interval = rows[rows["metric"].isin(["FD(EfficientNet-Lite0)", "KID", "density"])]
+    interval = rows[rows["metric"].isin(["FD(EfficientNet-Lite0)", "KID"])]
     assert (interval["low"] < interval["high"]).all()
+    density = rows[rows["metric"] == "density"]
+    assert (density["low"] <= density["high"]).all()  # which is 0 where no sample is near a real image
     assert (rows["sigma_max"] == 80).all()
     assert len(networks.remembered(memory)) == len(settings)
     assert told[0] == 0
-    assert sum(told) == cost_of(settings)
+    assert sum(told) == cost_of(profile, settings)
     whole = memory.read_text()
     memory.unlink()
 
-    left = cost_of(settings[:3])
+    left = cost_of(profile, settings[:3])
 
     def interrupt(n: int) -> None:
         nonlocal left
@@ -220,7 +222,7 @@ def test_an_evaluation_measures_every_setting_and_goes_on_after_a_kill(trained, 
         evaluated(profile, digits, advance=interrupt)
     again: list[int] = []
     assert evaluated(profile, digits, advance=again.append).to_csv() == rows.to_csv()
-    assert again[0] == cost_of(settings[:3])  # which were kept
+    assert again[0] == cost_of(profile, settings[:3])  # which were kept
     assert sum(again) == sum(told)
     assert memory.read_text() == whole
     again.clear()
@@ -339,7 +341,7 @@ def test_the_exact_denoiser_of_the_images_is_scored_like_a_network(trained, digi
     assert set(rows["checkpoint"]) == {digits.sha256[:12]}
     assert set(rows["kimg"]) == {1.618}  # without the images that are held out
     assert rows["value"].notna().all()
-    assert sum(told) == cost_of(settings)
+    assert sum(told) == cost_of(profile, settings)
     assert len(networks.remembered(profile.scores(EXACT))) == len(settings)
     assert not profile.checkpoints(EXACT).exists()
     sampled.clear()
@@ -407,13 +409,11 @@ def test_samples_of_the_exact_denoiser_are_training_images(smoke, digits, tmp_pa
         ({"sampler": "heun", "nfe": [5], "duration": [0.5, 0.5]},
          "evaluation.settings, heun: duration [0.5, 0.5] is not allowed; an entry is there twice"),
         ({"sampler": "heun", "nfe": [5], "duration": [0.3]},
-         "evaluation.settings, heun: duration 0.3 is not allowed; networks are kept at (0.03125, 0.0625, 0.125, 0.25, "),
+         "evaluation.settings, heun: duration 0.3 is not allowed; networks are kept at (0.03125, 0.0625, 0.125, "),
         ({"sampler": "heun", "nfe": [5], "cells": ["edm-fdm", "vp-fdm"]},
          "evaluation.settings: there is no cell named vp-fdm"),
-        ({"sampler": "heun", "nfe": [5], "samples": 64, "cells": ["edm-fdm"]},
-         "evaluation.settings: samples 64 is not allowed; it must be above the usual 64"),
-        ({"sampler": "heun", "nfe": [5], "samples": 128},
-         "evaluation.settings, heun: samples 128 needs cells, those that are measured with so many"),
+        ({"sampler": "heun", "nfe": [5], "sigma_max": ["own"]},
+         "evaluation.settings.5.sigma_max.0: 'own' is not allowed; input should be a valid number"),
         ({"sampler": "heun", "nfe": []}, "evaluation.settings.5.nfe: [] is not allowed; list should have at least 1"),
         ({"sampler": "heun", "nfe": 5}, "evaluation.settings.5.nfe: 5 is not allowed; input should be a valid list"),
         ({"sampler": "heun", "nfe": [0]}, "evaluation.settings.5.nfe.0: 0 is not allowed; input should be greater"),
@@ -433,7 +433,7 @@ def test_a_setting_that_cannot_be_measured_stops_with_one_sentence(smoke, capsys
 
 def test_a_setting_stands_for_all_its_numbers_once_and_for_the_cells_that_it_names(smoke):
     wanted = [
-        {"sampler": "heun", "nfe": [5, 7], "sigma_max": [20, "own"], "cells": ["ve-baseline", "edm-fdm"]},
+        {"sampler": "heun", "nfe": [5, 7], "sigma_max": [20.0, 100.0], "cells": ["ve-baseline", "edm-fdm"]},
         {"sampler": "ddim", "nfe": [5], "eta": 1, "grid": "log-snr"},
         {"sampler": "heun", "nfe": [11, 5]},  # which are there already
     ]
@@ -442,14 +442,13 @@ def test_a_setting_stands_for_all_its_numbers_once_and_for_the_cells_that_it_nam
     new = {
         name: [each for each in measure.settings(profile, name) if each not in before[name]] for name in profile.runs
     }
-    ddim = measure.Setting(1.0, "ddim", 5, 80.0, 64, (("eta", 1.0), ("grid", "log-snr")))
+    ddim = measure.Setting(1.0, "ddim", 5, 80.0, (("eta", 1.0), ("grid", "log-snr")))
     assert ddim.text == "eta=1, grid=log-snr"
 
     def heun(top: float) -> list[measure.Setting]:
-        return [measure.Setting(1.0, "heun", nfe, top, 64) for nfe in (5, 7)]
+        return [measure.Setting(1.0, "heun", nfe, top) for nfe in (5, 7)]
 
-    assert new["ve-baseline-0"] == [*heun(20.0), *heun(100.0), ddim]  # VE was trained up to 100
-    assert new["edm-fdm-0"] == [*heun(20.0), ddim]  # and EDM to 80, which is usual
+    assert new["ve-baseline-0"] == new["edm-fdm-0"] == [*heun(20.0), *heun(100.0), ddim]
     assert new["edm-fdm-longer-0"] == new[EXACT] == [ddim]
 
 
@@ -464,7 +463,9 @@ def test_anyones_pictures_are_prepared_trained_on_and_scored(smoke, tmp_path):
         pixels = rng.integers(0, 256, (20, 30, 3)).astype(np.uint8)
         Image.fromarray(pixels).save(pictures / f"{number}.{('png', 'jpg')[number % 2]}")
     mine = {"name": "folder", "path": str(pictures), "conditional": False}
-    profile = change(Path(smoke.params_file), dataset=mine, evaluation={"samples": 32}, training={"budget_kimg": 0.5, "batch": 16})
+    profile = change(
+        Path(smoke.params_file), dataset=mine, evaluation={"samples": 32}, training={"budget_kimg": 0.5, "batch": 16}
+    )
     for stage in ("prepare", "reference"):
         assert main([stage, "--params", profile.params_file]) == 0
     assert runs.dataset_of(profile).shape == (3, 8, 8)

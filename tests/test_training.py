@@ -50,7 +50,9 @@ PATIENCE = 60  # seconds after which a process that should have ended hangs
 def quick(smoke, monkeypatch):
     """One kimg in 32 steps, the fewest in which a network can be kept after a thirty-second of them."""
     monkeypatch.setattr(cost, "matmul_peak", lambda *_: 1e11)  # measuring it takes as long as some steps
-    return change(Path(smoke.params_file), training={"budget_kimg": 1, "batch": 32, "log_kimg": 0.125, "state_kimg": 0.125})
+    return change(
+        Path(smoke.params_file), training={"budget_kimg": 1, "batch": 32, "log_kimg": 0.125, "state_kimg": 0.125}
+    )
 
 
 def train(profile, dataset, out: Path, name=RUN, **options):
@@ -212,6 +214,13 @@ def test_training_twice_gives_the_same_bytes_and_another_seed_others(quick, digi
     other = change(Path(quick.params_file), seeds=[0, 1])
     third = run(other, digits, tmp_path / "c", "edm-fdm-1")
     assert not set(third.values()) & set(first.values())
+
+
+def test_a_training_of_few_steps_keeps_a_network_for_every_share(quick, digits, tmp_path):
+    profile = change(Path(quick.params_file), training={"budget_kimg": 0.128})
+    run(profile, digits, tmp_path)
+    images = [checkpoints.describe(tmp_path / "checkpoints" / name)["images"] for name in SNAPSHOTS]
+    assert images == [32, 32, 32, 32, 64, 96, 128]  # of four steps the first stands for all shares up to a quarter
 
 
 def test_a_training_is_told_with_its_log_and_named_in_its_folder(quick, digits, tmp_path):

@@ -264,6 +264,12 @@ def targets(profile: Profile) -> list[Target]:
     ]
 
 
+def recorded(profile: Profile) -> list[bool]:
+    """Of each cell of a profile of the evidence, and of those beside it, whether it is on record."""
+    every = [profile, *map(profiles.find, profile.beside)]
+    return [(each.recorded(cell) / "measurements.csv").is_file() for each in every for cell in each.cells]
+
+
 def verdicts(profile: Profile) -> pd.DataFrame:
     """`table` of every target that has all of the published pairs, with the target's name first."""
     parts = []

@@ -51,7 +51,7 @@ def _interval(ax: Axes, row: pd.Series, y: float, colour: str, marker: str, full
 
 
 def answer(levels: pd.DataFrame, inputs: pd.DataFrame, nfe: int) -> Figure:
-    """What FDM's c_in does, noise level by noise level: from `findings.levels` of all targets, and `findings.inputs`.
+    """What FDM does, noise level by noise level: from `findings.levels` of all targets, and `findings.inputs`.
 
     Above the ratio of denoising errors, below it the network's input, and where training and sampler spend their time.
     """
@@ -60,20 +60,20 @@ def answer(levels: pd.DataFrame, inputs: pd.DataFrame, nfe: int) -> Figure:
         3, len(frameworks), figsize=(11, 8.2), sharex=True, sharey="row", height_ratios=[3, 1.7, 1],
         layout="constrained",
     )  # fmt: skip
-    mine = select(levels, change="c_in") if len(levels) else levels
     for column, framework in enumerate(frameworks):
         top, middle, bottom = axes[:, column]
         colour = COLOUR[framework]
         _ratios(top)
-        for number, (target, part) in enumerate(
-            select(mine, framework=framework.upper()).groupby("target", sort=False)
-        ):
+        mine = select(levels, framework=framework.upper())
+        for number, (target, both) in enumerate(mine.groupby("target", sort=False) if len(mine) else ()):
+            alone = select(both, change="c_in")
+            part = alone if len(alone) else both  # with the warm-up, where the scaling alone was not measured
             top.fill_between(part["sigma"], part["low"].clip(LEAST, MOST), part["high"].clip(LEAST, MOST), color=colour,
                              alpha=0.2, lw=0)  # fmt: skip
             top.plot(part["sigma"], part["ratio"], color=colour, ls=LINES[number % 4], lw=2, label=target)
             above = part[part["ratio"] > MOST]
             _arrows(top, above["sigma"], MOST, colour)
-        top.set_title(f"{FRAMEWORKS[framework].label}: FDM's $c_{{in}}$ over the baseline's", loc="left", fontsize=11)
+        top.set_title(f"{label(framework, 'fdm')} over {label(framework, 'baseline')}", loc="left", fontsize=11)
         if len(top.lines) > 1:
             top.legend(loc="upper left", fontsize=8)
         for kernel in ("baseline", "fdm"):
@@ -127,7 +127,8 @@ def changes(table: pd.DataFrame) -> Figure:
         high = pd.Series({key: row[f"{key}, high"] for key in ("ratio", "low", "high")})
         _interval(ax, row, y - 0.14, colour, "o")
         _interval(ax, high, y + 0.14, colour, "o", full=False)
-    ax.set_yticks(range(len(table)), table["change"])
+    if len(table):
+        ax.set_yticks(range(len(table)), table["change"])
     ax.invert_yaxis()
     ax.set_xlabel("ratio of errors to the model without the change: all levels (full), σ from 5 up (hollow)")
     return figure
@@ -140,7 +141,7 @@ def radius(table: pd.DataFrame) -> Figure:
     figure, ax = plt.subplots(figsize=(6.6, 4), layout="constrained")
     for framework in FRAMEWORKS:
         for kernel in ("baseline", "fdm"):
-            row = table[table["cell"] == f"{framework}-{kernel}"]
+            row = select(table, cell=f"{framework}-{kernel}")
             if len(row):
                 ax.plot(x, row[columns].iloc[0], **style(framework, kernel))
     for at, text in ((0, "blind"), (1, "right")):

@@ -28,6 +28,7 @@ from fdm.study.profiles import Profile
 
 WORDS = ["no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 MARK = re.compile(r"<!--=(.*?)-->(.*?)<!--/-->", re.DOTALL)  # a value that is renewed in place
+UNFINISHED = "unfinished"  # among the values where evidence is being measured: what is missing is said to be
 BENCHMARK = "benchmark "  # how the names of what benchmarks/results holds begin
 TIMED = ("training step", "evaluation", "sampling")
 
@@ -91,6 +92,11 @@ def numbers(profile: Profile) -> dict[str, str]:
             out |= names(profile, measurements.read(path)) if path.is_file() else {}
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise FdmError(f"{path} is damaged ({error!r}); run dvc repro to make it again.") from error
+    if evidence_of:
+        there = evidence.recorded(profile)
+        out |= {"recorded": str(sum(there)), "all cells": str(len(there))}
+    if evidence_of and not all(there):
+        out[UNFINISHED] = "some cells are not on record yet"
     verdicts = profile.results / "claims.json"
     return out | (of_claims(measurements.read_json(verdicts)) if verdicts.is_file() else {})
 
@@ -205,7 +211,7 @@ def _value(key: str, value: Any) -> str:
         return value
     if key == "p":
         return "< 0.001" if value < 0.001 else f"{value:.2g}"
-    return f"{value:,.0f}" if float(value).is_integer() and abs(value) >= 2 else f"{value:.2f}"
+    return f"{value:,.0f}" if float(value).is_integer() and abs(value) >= 2 else f"{value:.2f}".replace("-0.00", "0.00")
 
 
 def of_claims(told: Mapping[str, Any]) -> dict[str, str]:
@@ -335,16 +341,21 @@ def _tables(found: Mapping[str, str], timed: pd.DataFrame) -> dict[str, str]:
 def value(name: str, values: Mapping[str, str], where: str) -> str:
     """The value of a name; raises FdmError, with names that are near, for one that nothing gives.
 
-    `word NAME` is a count in words, five for 5, and `Word NAME` begins a sentence with it. `digits: NAME` is a
-    parameter of another profile.
+    `word NAME` is a count in words, five for 5, and `Word NAME` begins a sentence with it, as `Verdict NAME` does with
+    a verdict. `digits: NAME` is a parameter of another profile.
     """
     first, _, rest = name.partition(" ")
     if first in ("word", "Word"):
         text = value(rest, values, where)
         word = WORDS[int(text)] if text.isdecimal() and int(text) < len(WORDS) else text
         return word if first == "word" else word[0].upper() + word[1:]
+    if first == "Verdict":
+        text = value(f"verdict {rest}", values, where)
+        return text[0].upper() + text[1:]
     if first.endswith(":"):
         return value(rest, parameters(profiles.find(first.removesuffix(":"))), where)
+    if name not in values and UNFINISHED in values and first in (*KEYS, "worst", "verdict"):
+        return "(not measured yet)"
     if name not in values:
         near = difflib.get_close_matches(name, values, 6, 0.4)
         told = "; near to it is " + ", or ".join(near) if near else ", nor anything like it"
