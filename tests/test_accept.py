@@ -176,7 +176,7 @@ def test_the_whole_of_it_accepts_a_refactoring_and_nothing_else(tmp_path):
     few = ("vp-fdm", "ve-fdm", "edm-baseline", "edm-baseline-exact")
     study.edit("fdm/repro/fingerprint.py", "PARTS = (", f"CELLS = {{name: CELLS[name] for name in {few}}}\nPARTS = (")
     study.edit("params.yaml", "budget_kimg: 50", "budget_kimg: 1")
-    study.edit("params.yaml", "samples: 300", "samples: 32")
+    study.edit("params.yaml", "samples: 800", "samples: 32")
     (study.path / "results" / "accepted.csv").unlink(missing_ok=True)
     study("git commit -qam base")
     name = (

@@ -104,3 +104,26 @@ def test_the_number_of_seeds_that_would_decide_is_one_that_does():
 def test_a_contrast_that_is_none_is_refused(shape, weights, words):
     with pytest.raises(ValueError, match=words):
         rules.contrast(np.zeros(shape), np.array(weights))
+
+
+@pytest.mark.parametrize("spread", [(1, 1, 1, 1), (1, 4, 1, 4)])
+def test_an_interval_by_seed_covers_whatever_cells_have_in_common(spread):
+    """Two cells of one training share most of their noise, and one kernel may scatter more than another."""
+    rng, weights = np.random.default_rng(3), np.array([0.0, -1.0, 1.0, 0.0])
+    inside = 0
+    for _ in range(4000):
+        trainings = np.repeat(rng.normal(0, 0.1, (2, 5)), 2, axis=0)  # a baseline's and FDM's, each seen twice
+        logs = np.array(spread)[:, None] * (trainings + rng.normal(0, 0.02, (4, 5))) + rng.normal(0, 0.5, 5)
+        low, high = rules.paired(logs, weights).interval()
+        inside += low < 0 < high
+    assert inside / 4000 == pytest.approx(0.95, abs=0.012)
+
+
+def test_the_pooled_interval_of_cells_that_share_noise_covers_less_than_it_says():
+    """Which is why each primary contrast has the other one beside it."""
+    rng, weights, inside = np.random.default_rng(4), np.array([-0.5, 0.5, -0.5, 0.5]), 0
+    for _ in range(2000):
+        kernels = np.tile(rng.normal(0, 0.1, (2, 5)), (2, 1))  # noise that a kernel's two cells share
+        low, high = rules.contrast(kernels + rng.normal(0, 0.02, (4, 5)), weights).interval()
+        inside += low < 0 < high
+    assert inside / 2000 < 0.93

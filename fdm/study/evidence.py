@@ -137,7 +137,7 @@ KERNEL = {"baseline": -0.5, "fdm": 0.5, "baseline-warmup": -0.5, "fdm-warmup": 0
 
 def learnt(profile: Profile, rows: pd.DataFrame, values: pd.Series, framework: str) -> bool:
     """The gate: whether a framework's baseline has learnt by the end, from scores and C3's metric by cell."""
-    cell = f"{framework}-baseline"
+    values, cell = values.sort_index(), f"{framework}-baseline"
     if values.loc[cell, 1.0].mean() <= TIMES * values.loc["edm-baseline", 1.0].mean():
         return True
     sampler, nfe = profile.evaluation.primary

@@ -112,30 +112,55 @@ def quality_by_duration(rows: pd.DataFrame, floor: pd.Series) -> Figure:
 
 
 def quality_by_nfe(rows: pd.DataFrame, floor: pd.Series) -> Figure:
-    """Frechet distance of the fully trained models against NFE, one panel a sampler: from `measurements.standard`."""
+    """Frechet distance of the fully trained models against NFE, a panel a sampler, and below it FDM over baseline.
+
+    `rows` are of `measurements.standard`.
+    """
     rows = select(rows, duration=1.0)
     samplers = list(dict.fromkeys(zip(rows["sampler"], rows["options"], strict=True)))
     across = min(len(samplers), 3)
     down = -(-len(samplers) // across)
-    size = (4.0 * across + 1.2, 3.6 * down + 0.6)
-    figure, axes = plt.subplots(down, across, figsize=size, sharey=True, squeeze=False, layout="constrained")
-    for ax in axes.flat[len(samplers) :]:
+    size = (4.0 * across + 1.2, 5.2 * down + 0.6)
+    figure, every = plt.subplots(
+        2 * down, across, figsize=size, sharey="row", squeeze=False, layout="constrained", height_ratios=[2, 1] * down
+    )
+    axes, below = every[::2], every[1::2]
+    for ax in [*axes.flat[len(samplers) :], *below.flat[len(samplers) :]]:
         ax.set_axis_off()
     ticks = sorted(rows["nfe"].unique())
-    for ax, (sampler, options) in zip(axes.flat, samplers, strict=False):
+    for ax, under, (sampler, options) in zip(axes.flat, below.flat, samplers, strict=False):
         _floor(ax, floor)
-        _lines(ax, select(rows, sampler=sampler, options=options), "nfe")
+        part = select(rows, sampler=sampler, options=options)
+        _lines(ax, part, "nfe")
+        _ratio(under, part)
+        under.set_xlim(0.9 * ticks[0], 1.1 * ticks[-1])
         ax.set(xscale="log", yscale="log", xlabel="network evaluations a sample (NFE)")
         ax.set_xlim(0.9 * ticks[0], 1.1 * ticks[-1])  # the same in all panels, so that they can be compared
         shown = [tick for before, tick in zip([0, *ticks], ticks, strict=False) if tick > 1.15 * before]
         ax.set_xticks(shown, [str(tick) for tick in shown])
         ax.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
         ax.set_title(sampler_label(sampler, options), loc="left")
-    for row in axes:
+    for row, under in zip(axes, below, strict=True):
         row[0].set_ylabel(_caption(rows))
+        under[0].set_ylabel("FDM / baseline")
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper")
     return figure
+
+
+def _ratio(ax: Axes, rows: pd.DataFrame) -> None:
+    """FDM over baseline by NFE, a line a framework, on one axis of ratios."""
+    for framework, part in rows.groupby("framework", sort=False):
+        wide = part.pivot_table(index="nfe", columns="kernel", values="value")
+        if {"baseline", "fdm"} <= {*wide}:
+            ratio = wide["fdm"] / wide["baseline"]
+            ax.plot(ratio.index, ratio, color=COLOUR[str(framework)], marker=MARKER[str(framework)], ms=4)
+    ax.axhline(1, color=GREY, lw=1, ls=":")
+    ax.set(xscale="log", yscale="log", ylim=(0.4, 10))
+    ax.set_yticks([0.5, 1, 2, 5], ["0.5", "1", "2", "5"])
+    ax.xaxis.set_major_locator(matplotlib.ticker.NullLocator())
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_minor_locator(matplotlib.ticker.NullLocator())
 
 
 def loss_curves(losses: pd.DataFrame) -> Figure:
@@ -185,7 +210,7 @@ def sample_grids(grids: dict[tuple[str, str], np.ndarray]) -> Figure:
 
 
 def trajectories(paths: dict[tuple[str, str], np.ndarray], columns: int = 8) -> Figure:
-    """How one sample comes about: x at some of the steps, float (steps + 1, C, H, W), each scaled to its own range."""
+    """How a sample comes about: what D makes of x at some of the steps, float (steps + 1, C, H, W); the sample last."""
     figure, axes = plt.subplots(
         len(paths),
         columns,
@@ -196,11 +221,9 @@ def trajectories(paths: dict[tuple[str, str], np.ndarray], columns: int = 8) -> 
     for number, (row, ((framework, kernel), path)) in enumerate(zip(axes, paths.items(), strict=True)):
         steps = np.linspace(0, len(path) - 1, columns).round().astype(int)
         for ax, step in zip(row, steps, strict=True):
-            x = path[step]
-            low, high = (x.min(), x.max()) if step < len(path) - 1 else (-1, 1)
-            _picture(ax, (np.clip((x - low) / (high - low), 0, 1) * 255).transpose(1, 2, 0))
+            _picture(ax, (np.clip((path[step] + 1) / 2, 0, 1) * 255).transpose(1, 2, 0))
             if step == 0:
                 ax.text(-0.15, 0.5, label(framework, kernel), transform=ax.transAxes, ha="right", va="center")
             if number == 0:
-                ax.set_title("noise" if step == 0 else f"step {step}", fontsize=9)
+                ax.set_title("sample" if step == len(path) - 1 else f"step {step}", fontsize=9)
     return figure

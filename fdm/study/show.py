@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from IPython.display import Markdown, display
@@ -10,13 +11,15 @@ from pydantic import BaseModel
 
 from fdm.data.sources import SOURCES
 from fdm.files import FdmError, json_text, root, write_text
+from fdm.model import checkpoints
 from fdm.process.frameworks import FRAMEWORKS, SIGMA_DATA, coefficients
 from fdm.samplers import SAMPLERS
+from fdm.samplers.grids import GRIDS
 from fdm.study import claims, measurements, report, tables
 from fdm.study.agreement import rounded, rounded_value, settle_text
 from fdm.study.measurements import frechet, label, primary, select, standard
 from fdm.study.profiles import USUAL, Profile
-from fdm.tasks.generation import draw_latents
+from fdm.tasks.generation import draw_latents, noise_range
 
 RATIOS = (
     "Ratios are to the baseline at full cost (of C5 and the kernel, with to without), with intervals that hold "
@@ -214,6 +217,28 @@ def pictures(profile: Profile) -> dict[tuple[str, str], dict]:
             out[cell.framework, cell.kernel] = load_file(path)
         except (OSError, SafetensorError) as error:
             raise FdmError(f"{path} is missing or damaged; run dvc repro to sample {name}.") from error
+    return out
+
+
+@torch.inference_mode()
+def denoised(profile: Profile, kept: dict[tuple[str, str], dict]) -> dict[tuple[str, str], np.ndarray]:
+    """D(x; sigma) along the kept trajectory of each model, float (steps, C, H, W), and the sample last.
+
+    By the network that is kept in git; of a model without one x itself, as it is kept.
+    """
+    sampler, out = SAMPLERS[profile.evaluation.primary[0]], dict[tuple[str, str], np.ndarray]()
+    for name in measurements.models(profile):
+        cell, run = profile.cells[name], profile.runs_of(name)[0]
+        path = torch.as_tensor(kept[cell.framework, cell.kernel]["trajectory"])
+        network = profile.results / "networks" / f"{run}.safetensors"
+        if network.is_file():
+            denoiser, _ = checkpoints.load(network)
+            levels = GRIDS[sampler.grid](*noise_range(denoiser), sampler.to_zero).levels(len(path) - 1).float()
+            label = draw_latents(range(1), denoiser.shape, denoiser.classes)[1]
+            told = torch.eye(denoiser.classes)[label] if denoiser.classes else None
+            steps = zip(path[:-1, None], levels, strict=False)
+            path = torch.cat([*(denoiser(x, sigma, told) for x, sigma in steps), path[-1:]])
+        out[cell.framework, cell.kernel] = path.numpy()
     return out
 
 
