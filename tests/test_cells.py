@@ -173,7 +173,7 @@ def scheduler(study: Study) -> str:
         "--scheduler-file",
         str(place),
     )
-    until(place.exists, process)
+    until(lambda: place.exists() and place.read_text().endswith("}"), process)  # all of it is written
     return json.loads(place.read_text())["address"]
 
 

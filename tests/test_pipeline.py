@@ -12,6 +12,7 @@ import pytest
 
 from fdm.__main__ import main
 from fdm.files import FdmError
+from fdm.params import SNAPSHOTS
 from fdm.repro import notebooks, pipeline, plan
 from fdm.study import measurements, profiles
 
@@ -86,7 +87,7 @@ def test_a_second_run_does_nothing_and_one_without_memory_gives_the_same_bytes(r
     assert not {"prepare", "tables", "publish"} & ran  # what follows from them has not changed
     assert run.hashes() == before
     for name in profile.trained:
-        assert len(list(profile.checkpoints(name).glob("*.safetensors"))) == 4
+        assert len(list(profile.checkpoints(name).glob("*.safetensors"))) == len(SNAPSHOTS)
 
 
 def test_a_record_of_another_processor_is_left_as_it_is_and_one_of_another_experiment_is_not(run, profile):

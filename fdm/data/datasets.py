@@ -61,7 +61,8 @@ def write(params: DatasetParams, tensors: dict[str, Tensor], path: Path) -> Data
             f"{images.shape[2]}x{images.shape[3]}."
         )
     tensors = {key: tensor.contiguous() for key, tensor in tensors.items()}
-    description = {"name": name, "classes": int(tensors["labels"].max()) + 1, "sha256": hash_of(tensors)}
+    classes = int(torch.cat([tensors["labels"], tensors["held_labels"]]).max()) + 1  # some may all be held out
+    description = {"name": name, "classes": classes, "sha256": hash_of(tensors)}
     # One metadata key: safetensors writes several in random order, and equal data must be equal bytes.
     replace(path, lambda part: save_file(tensors, part, {"dataset": json.dumps(description)}))
     return load(path)

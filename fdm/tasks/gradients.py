@@ -51,7 +51,8 @@ def moments(
                 w.to(device),
             )
             loss = (w * (denoiser(x, level, told) - images) ** 2).sum() / len(images)
-            parts = torch.autograd.grad(loss, weights)
+            # What is told of augmentations has no part here.
+            parts = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
             gradients.append(torch.cat([part.flatten().double().cpu() for part in parts]))
     finally:
         for weight, required in zip(weights, trained, strict=True):
