@@ -221,3 +221,13 @@ def test_the_steps_on_record_lead_to_the_present_source():
     lines = list(csv.DictReader(path.open(encoding="utf-8"))) if path.is_file() else []
     assert len({line["new"] for line in lines}) == len(lines)
     assert all(line["old"] != line["new"] and len(line["revision"]) == 40 for line in lines)
+
+
+def test_steps_of_results_that_were_made_again_are_forgotten_and_the_others_go_on(study):
+    def step(closure, old, new):
+        return dict.fromkeys(accept.COLUMNS, "") | {"closure": closure, "old": old, "new": new}
+
+    accept.record([step("training", "a", "b"), step("scoring", "s", "t")])
+    accept.record([step("training", "b", "c")])
+    accept.record([step("training", "x", "y"), step("scoring", "t", "u")])
+    assert closure.accepted() == {"t": "s", "u": "t", "y": "x"}

@@ -269,9 +269,12 @@ def accept(revision: str) -> list[dict[str, Any]]:
 
 
 def record(lines: list[dict[str, Any]]) -> None:
-    """Add lines to results/accepted.csv."""
+    """Add lines to results/accepted.csv; older ones of a closure go where its results have been made again since."""
     path = root() / "results" / "accepted.csv"
     known = list(csv.DictReader(path.open(encoding="utf-8", newline=""))) if path.is_file() else []
+    ends = {(row["closure"], row["new"]) for row in known}
+    again = {line["closure"] for line in lines if (line["closure"], line["old"]) not in ends}
+    known = [row for row in known if row["closure"] not in again]
     rows = [",".join(COLUMNS), *(",".join(_plain(row[column]) for column in COLUMNS) for row in [*known, *lines])]
     write_text(path, "\n".join(rows) + "\n")
 

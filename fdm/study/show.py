@@ -53,15 +53,18 @@ def noise_levels(profile: Profile) -> pd.DataFrame:
     `input` is the standard deviation of c_in x for images of the standard deviation 0.5 that EDM assumes.
     """
     rows: list[dict[str, Any]] = []
-    unlike = {"seed", "seeds", "cell", "warmup_steps", "start"}  # which change no noise level
+    # Which change no noise level and no input.
+    unlike = {"seed", "seeds", "cell", "warmup_steps", "start", "source", "lr", "channel_mult", "model_channels"}
     for run in {str(r.model_dump(exclude=unlike)): r for r in profile.trained.values()}.values():
         process = FRAMEWORKS[run.framework]
         draws = process.draw(100_000, torch.Generator().manual_seed(0))
         levels = process.sigma(draws).flatten().quantile(torch.tensor([0.05, 0.5, 0.95]))
-        c_in = coefficients(run.framework, run.kernel, levels, run.multiplier, run.ve_multiplier, run.tau).c_in
+        of = (run.multiplier, run.ve_multiplier, run.tau, run.variant)
+        c_in = coefficients(run.framework, run.kernel, levels, *of).c_in
         columns = {"sigma": levels, "loss weight": process.weight(levels), "c_in": c_in,
                    "input": c_in * (levels**2 + SIGMA_DATA**2).sqrt()}  # fmt: skip
-        model = {"model": label(run.framework, run.kernel), "m": run.multiplier if run.kernel == "fdm" else ""}
+        name = label(run.framework, run.kernel) + (f", {run.variant}" if run.variant else "")
+        model = {"model": name, "m": run.multiplier if run.kernel == "fdm" else ""}
         for place, share in enumerate(("5 %", "50 %", "95 %")):
             values = {name: float(f"{column[place].item():.3g}") for name, column in columns.items()}
             rows.append(model | {"draws below": share} | values)
