@@ -326,6 +326,37 @@ def test_a_verdict_that_is_another_here_is_named(numbers):
     assert any('"verdict": "partly" should be "verdict": "identity"' in problem for problem in problems)
 
 
+def test_errors_of_denoisers_and_solvers_are_compared_with_the_record(numbers):
+    """Those of this machine with those of the revision, each from its own place; one in twenty may be far off."""
+    old = np.array([0.1] * 19 + [0.01, 0.9])
+    quantity = ["error"] * 19 + ["excess", "radius slope"]
+    table = pd.DataFrame({"quantity": quantity, "experiment": "0" * 12, "value": old})
+    record, here = (path_of("edm-fdm", here=mine).with_name("errors.csv") for mine in (False, True))
+    for path in (record, here):
+        table.to_csv(path, index=False)
+    commit()
+
+    def agree():
+        told = "the errors of denoisers and solvers measured here agree with the committed ones: NO, edm-fdm"
+        return not any(told in problem for problem in found(numbers)[1])
+
+    def moved(**values):
+        new = old.copy()
+        for place, value in values.items():
+            new[int(place[1:])] = value
+        table.assign(value=new).to_csv(here, index=False)
+        return agree()
+
+    assert agree() and moved(_0=0.102, _20=0.95) and moved(_0=0.12)
+    assert not moved(_0=0.12, _1=0.12) and not moved(_0=0.2) and not moved(_20=0.7)
+    table.assign(value=old * np.where(old < 0.5, 1.05, 1)).to_csv(here, index=False)
+    assert not agree()
+    table.assign(experiment="1" * 12).to_csv(here, index=False)
+    assert not agree()
+    here.unlink()
+    assert not agree()
+
+
 # ------------------------------------------------------------------------------------------------------ integrity
 
 

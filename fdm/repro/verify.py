@@ -69,6 +69,9 @@ def verify(profile: Profile, revision: str) -> dict[str, Any]:
             )
         here, floor = measurements.table(mine), measurements.calibration(mine)
         now = _words(claims.claims(mine)) if mine.conclusions else {}
+        # Read here, as paths follow the working directory.
+        tables_of = {cell: mine.recorded(cell) / "errors.csv" for cell in mine.cells}
+        errors = {cell: measurements.read(path) if path.is_file() else None for cell, path in tables_of.items()}
         made_by = measurements.read_json(profile.reference_file.with_name("reference.json"))
         try:
             with contextlib.chdir(folder):
@@ -76,7 +79,7 @@ def verify(profile: Profile, revision: str) -> dict[str, Any]:
                 committed = measurements.table(then)
                 known = _words(measurements.read_json(then.results / "claims.json")) if then.conclusions else {}
                 judged, published = agreement.judge(then, committed, here), paper(then)
-                wrong = [cell for cell in mine.cells if not _same_errors(then, mine, cell)]
+                wrong = [cell for cell in then.cells if not _same_errors(then.recorded(cell), errors[cell])]
                 same_floor = agreement.floor(then.results / "calibration.csv", floor)
                 chaotic = sorted(set(agreement.rounding(then).query("chaotic")["run"]))
                 others = experiments(then, committed, made_by)
@@ -109,12 +112,10 @@ def verify(profile: Profile, revision: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _same_errors(then: Profile, mine: Profile, cell: str) -> bool:
-    """Whether a cell's errors.csv on record agrees with that of this machine, or neither is there."""
-    path = mine.recorded(cell) / "errors.csv"
-    if not path.is_file():
-        return not (then.recorded(cell) / "errors.csv").is_file()
-    return agreement.errors(then.recorded(cell) / "errors.csv", measurements.read(path))
+def _same_errors(record: Path, here: pd.DataFrame | None) -> bool:
+    """Whether the errors.csv in the record of a cell agrees with that of this machine, or neither is there."""
+    path = record / "errors.csv"
+    return agreement.errors(path, here) if here is not None else not path.is_file()
 
 
 def _words(told: dict[str, Any]) -> dict[str, str]:

@@ -310,8 +310,8 @@ def measurements(profile: Profile, path: Path, here: pd.DataFrame) -> bool:
 def errors(path: Path, here: pd.DataFrame) -> bool:
     """Whether the errors of denoisers and solvers on record are of the same experiments as those of `here`, and agree.
 
-    Another machine's networks differ by rounding, which a long training amplifies: an error may be a tenth off and a
-    slope 0.1, and errors on average 3 %.
+    Another machine's networks differ by rounding, which a long training amplifies: errors may be 3 % off on average
+    and slopes 0.1, and one error in twenty more than a tenth (at the highest levels, a chaotic training's).
     """
     old = _read(path)
     if old is None or list(old.columns) != list(here.columns) or len(old) != len(here):
@@ -321,8 +321,9 @@ def errors(path: Path, here: pd.DataFrame) -> bool:
     slope = here["quantity"] == "radius slope"
     off = (here["value"] - old["value"]).abs()
     # A gradient's norm is 0 where it cannot be told from its noise.
-    relative = np.log(here["value"] / old["value"])[~slope & (here["quantity"] != "gradient norm")].abs()
-    return bool((off[slope] < 0.1).all() and (relative < 0.1).all() and relative.mean() < 0.03)
+    some = ~slope & (here["quantity"] != "gradient norm")
+    relative = np.log(here["value"][some] / old["value"][some]).abs()
+    return bool((off[slope] < 0.1).all() and (relative > 0.1).mean() <= 1 - LEVEL and relative.mean() < 0.03)
 
 
 def read_back(table: pd.DataFrame) -> pd.DataFrame:

@@ -41,8 +41,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 
-from fdm.process.frameworks import FRAMEWORKS, P_MEAN, P_STD
+from fdm.data.sources import SOURCES
+from fdm.process.frameworks import EDM, FRAMEWORKS, P_MEAN, P_STD
 from fdm.study import intervals, measurements, profiles, rules
 from fdm.study.measurements import select
 from fdm.study.profiles import USUAL_TOP, Profile
@@ -53,7 +55,6 @@ HALF, EARLY = 0.5, 0.25  # shares of the training that C3 and C5 are about
 THIRD = 9, 25  # evaluations that C4 is about: about a third
 PRIMARY = 8  # contrasts on a target
 DOUBLING = math.log(2)
-EXACT = "exact-gaussians"  # the data set whose optimum is known
 
 
 def errors(profile: Profile) -> pd.DataFrame:
@@ -70,7 +71,7 @@ def weighted(rows: pd.DataFrame, quantity: str, images: str = "held out") -> pd.
     table = mine.pivot_table(index=["cell", "duration", "seed"], columns="sigma", values="value")
     sigma = table.columns.to_numpy(float)
     law = np.exp(-(((np.log(sigma) - P_MEAN) / P_STD) ** 2) / 2)  # the levels are evenly spaced in the logarithm
-    weight = ((sigma**2 + 0.25) / (sigma * 0.5) ** 2) * law / law.sum()
+    weight = EDM.weight(torch.tensor(sigma)).numpy() * law / law.sum()
     return (table * weight).sum(axis=1, min_count=len(sigma))
 
 
@@ -180,8 +181,7 @@ def shifts(values: pd.Series, base: str, fdm: str) -> tuple[Estimate | None, int
     refused = len(each) - len(known)
     if refused or len(known) < 2:
         return None, refused
-    error = float(known.std(ddof=1)) / math.sqrt(len(known))
-    return Estimate(float(known.mean()), error, len(known) - 1, len(known)), 0
+    return rules.paired(known[None], np.ones(1)), 0
 
 
 # ------------------------------------------------------------------------------------------------------ a target
@@ -202,7 +202,7 @@ def target(profile: Profile) -> Target:
     here = [cell for cell in profile.cells if (profile.recorded(cell) / "measurements.csv").is_file()]
     tables = [measurements.read(profile.recorded(cell) / "measurements.csv") for cell in here]
     wrong = errors(profile)
-    quantity = "excess" if profile.dataset.name == EXACT else "error"
+    quantity = "excess" if SOURCES[profile.dataset.name].known else "error"
     return Target(profile, pd.concat(tables, ignore_index=True), wrong, quantity, weighted(wrong, quantity))
 
 

@@ -50,11 +50,7 @@ def pair(values: pd.Series, first: tuple, second: tuple) -> Estimate | None:
         logs = matrix(values, [first, second])
     except KeyError:
         return None
-    difference = logs[0] - logs[1]
-    n = len(difference)
-    if n < 2:
-        return None
-    return Estimate(float(difference.mean()), float(difference.std(ddof=1)) / math.sqrt(n), n - 1, n)
+    return rules.paired(logs, np.array([1.0, -1.0])) if logs.shape[1] > 1 else None
 
 
 def told(estimate: Estimate) -> dict[str, float]:
@@ -239,9 +235,7 @@ def steps(target: Target) -> pd.DataFrame:
             met = np.interp(-base[inside], -mine, x, left=math.nan, right=math.nan)
             each.append(float((met - x[inside]).mean()))
         if len(each) > 1:
-            values = np.array(each)
-            error = float(values.std(ddof=1)) / math.sqrt(len(values))
-            estimate = Estimate(float(values.mean()), error, len(values) - 1, len(values))
+            estimate = rules.paired(np.array([each]), np.ones(1))
             out.append(({"framework": framework.upper(), "sampler": sampler}, estimate))
     return _rows(out)
 

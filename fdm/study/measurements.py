@@ -5,11 +5,9 @@ table, in rows of their own, and are nowhere compared with them.
 """
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from fdm.files import FdmError, root
@@ -84,17 +82,6 @@ def models(profile: Profile) -> list[str]:
     """The cells of the paper's six models that the profile has: baseline and published method of each framework."""
     pairs = [cell for framework in FRAMEWORKS for cell in published_pair(profile, framework)]
     return [cell for cell in pairs if cell in profile.cells]
-
-
-def values(rows: pd.DataFrame, cell: str, sampler: str, duration: float, nfe: int) -> pd.Series:
-    """Distances of a cell by seed, from rows of `standard`; empty without measurement."""
-    found = select(rows, cell=cell, sampler=sampler, duration=duration, nfe=nfe)
-    return found.set_index("seed")["value"].sort_index()
-
-
-def paired(columns: Iterable[pd.Series]) -> np.ndarray:
-    """Several `values`, of the seeds that all of them have, (columns, seeds)."""
-    return pd.concat([*columns], axis=1, join="inner").to_numpy().T
 
 
 def calibration(profile: Profile) -> pd.DataFrame:

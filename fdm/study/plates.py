@@ -33,6 +33,13 @@ def _ratios(ax: Axes, low: float = LEAST, high: float = MOST, across: bool = Fal
     line(1, color=GREY, lw=1, ls=":")
 
 
+def _shares(ax: Axes) -> None:
+    """A logarithmic axis of shares of the training."""
+    ax.set(xscale="log", xlabel="share of the training")
+    ax.set_xticks([1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1], ["1/32", "1/16", "1/8", "1/4", "1/2", "1"])
+    ax.xaxis.set_minor_locator(NullLocator())
+
+
 def _arrows(ax: Axes, x: pd.Series, top: float, colour: str) -> None:
     """Mark what lies beyond the upper end of an axis."""
     if len(x):  # an empty line that is not clipped has no place, and upsets the layout
@@ -108,9 +115,8 @@ def learning_curves(losses: dict[str, pd.Series]) -> Figure:
                     ax.fill_between(curves.index, curves.min(axis=1), curves.max(axis=1), color=COLOUR[framework],
                                     alpha=0.2, lw=0)  # fmt: skip
                     ax.plot(curves.index, np.exp(np.log(curves).mean(axis=1)), **style(framework, kernel))
-            ax.set(xscale="log", yscale="log", xlabel="share of the training", title=f"{target}, {framework.upper()}")
-            ax.set_xticks([0.03125, 0.0625, 0.125, 0.25, 0.5, 1], ["1/32", "1/16", "1/8", "1/4", "1/2", "1"])
-            ax.xaxis.set_minor_locator(NullLocator())
+            ax.set(yscale="log", title=f"{target}, {framework.upper()}")
+            _shares(ax)
             if ax.lines:
                 ax.legend(fontsize=8)
         row[0].set_ylabel("weighted denoising error")
@@ -167,9 +173,8 @@ def early(table: pd.DataFrame) -> Figure:
                 ax.fill_between(part["training"], part["low"].clip(0.7, 1.5), part["high"].clip(0.7, 1.5),
                                 color=COLOUR[framework], alpha=0.15, lw=0)  # fmt: skip
                 ax.plot(part["training"], part["ratio"], **look)
-        ax.set(xscale="log", xlabel="share of the training", title=framework.upper())
-        ax.set_xticks([0.03125, 0.0625, 0.125, 0.25, 0.5, 1], ["1/32", "1/16", "1/8", "1/4", "1/2", "1"])
-        ax.xaxis.set_minor_locator(NullLocator())
+        ax.set_title(framework.upper())
+        _shares(ax)
         if len(ax.lines) > 1:
             ax.legend(fontsize=8)
     axes[0].set_ylabel("error with warm-up / without")
@@ -194,8 +199,9 @@ def solvers(table: pd.DataFrame) -> Figure:
                 colour = COLOUR[framework]
                 ax.fill_between(part["nfe"], part["low"].clip(0.3, 8), part["high"].clip(0.3, 8), color=colour,
                                 alpha=0.15, lw=0)  # fmt: skip
-                ax.plot(part["nfe"], part["ratio"].clip(0.3, 8), color=colour, marker=MARKER[framework],
+                ax.plot(part["nfe"], part["ratio"], color=colour, marker=MARKER[framework],
                         label=FRAMEWORKS[framework].label)  # fmt: skip
+                _arrows(ax, part[part["ratio"] > 8]["nfe"], 8, colour)
             ticks = sorted({*mine["nfe"]})
             ax.set(xscale="log", title=f"{target}, {SAMPLERS[sampler].label}")
             ax.set_xticks(ticks, [f"{tick:g}" if tick in (5, 7, 9, 13, 17, 25, 35, 49, 79) else "" for tick in ticks])
@@ -220,10 +226,10 @@ def costs(table: pd.DataFrame) -> Figure:
             mine = select(table, target=target, framework=framework.upper())
             part = mine[mine["level"] != "weighted"]
             x = part["level"].astype(float)
-            known = part["ratio"].notna() if "ratio" in part else pd.Series(False, index=part.index)
-            if known.any():
-                ax.plot(x, part["ratio"].clip(0.3, 3), color=COLOUR[framework], ls=LINES[number % 4], label=target)
-            _arrows(ax, x[~known], 3, COLOUR[framework])
+            ratio = part["ratio"] if "ratio" in part else pd.Series(np.nan, index=part.index)
+            if ratio.notna().any():
+                ax.plot(x, ratio, color=COLOUR[framework], ls=LINES[number % 4], label=target)
+            _arrows(ax, x[ratio.isna() | (ratio > 3)], 3, COLOUR[framework])
         ax.set(xscale="log", xlabel="noise level σ", title=framework.upper(), xlim=(0.02, 80))
         if ax.get_legend_handles_labels()[0]:
             ax.legend(fontsize=8)

@@ -123,16 +123,6 @@ class EvaluationParams(Strict):
         """Sampler and number of evaluations of Table 1, learning curves and pictures."""
         return self.settings[0].sampler, self.settings[0].nfe[0]
 
-    def nfe_of(self, sampler: str) -> list[int]:
-        """Numbers of evaluations that fully trained models are measured at with a sampler as it usually is."""
-        found = [each for each in self.settings if each.sampler == sampler and 1.0 in each.duration and usual(each)]
-        return sorted({nfe for each in found for nfe in each.nfe})
-
-
-def usual(setting: SettingParams) -> bool:
-    """Whether a setting is of the usual grid, options and noise levels."""
-    return not setting.options and setting.grid is setting.to_zero is None and USUAL_TOP in setting.sigma_max
-
 
 class Profile(Strict):
     """All parameters of a profile. One whose networks are published ones has no `network` and no `training`."""
