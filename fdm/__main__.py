@@ -9,7 +9,7 @@ from fdm.files import FdmError, relative, root, write_text
 from fdm.study import profiles
 from fdm.study.profiles import Profile
 
-NOTEBOOKS = ["01_kernel", "02_train", "03_evaluate", "04_tables", "05_evidence", "06_published_code"]
+NOTEBOOKS = ["01_kernel", "02_train", "03_evaluate", "04_tables", "05_evidence", "06_published_code", "07_systems"]
 
 
 def check(profile: Profile, args: argparse.Namespace) -> None:
@@ -61,6 +61,14 @@ def cells(profile: Profile, args: argparse.Namespace) -> None:
     from fdm.study import runs
 
     runs.complete(profile, args.scheduler)
+
+
+def systems(profile: Profile, args: argparse.Namespace) -> None:
+    """Compare ways to sample on the networks of a profile, as evaluation.systems says."""
+    from fdm.study import runs
+
+    found = runs.compare(profile)
+    print(f"{len(found)} measurements of {found['system'].nunique()} systems on {found['cell'].nunique()} cells")
 
 
 def fetch(profile: Profile, args: argparse.Namespace) -> None:
@@ -165,8 +173,8 @@ def doctor(args: argparse.Namespace) -> None:
 
 
 COMMANDS = [
-    check, pipeline, code, prepare, reference, train, cells, fetch, notebook, publish, readme, plan, verify, explain,
-    rounding, accept,
+    check, pipeline, code, prepare, reference, train, cells, systems, fetch, notebook, publish, readme, plan, verify,
+    explain, rounding, accept,
 ]  # fmt: skip
 
 

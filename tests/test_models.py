@@ -10,9 +10,8 @@ from fdm.model.denoiser import Denoiser
 from fdm.model.oracle import Mixture
 from fdm.model.unet import UNet
 from fdm.process.frameworks import FRAMEWORKS
-from fdm.samplers import SAMPLERS
+from fdm.samplers import GRIDS, SAMPLERS
 from fdm.samplers.dpm_solver import single_step_orders
-from fdm.samplers.grids import GRIDS
 from fdm.samplers.noise import UnitNoise
 from fdm.tasks import generation
 from fdm.training import augmentation

@@ -25,8 +25,7 @@ from fdm.files import FdmError
 from fdm.params import Architecture, DatasetParams
 from fdm.process.frameworks import FRAMEWORKS
 from fdm.repro import notebooks, pipeline
-from fdm.samplers import SAMPLERS
-from fdm.samplers.grids import GRIDS
+from fdm.samplers import GRIDS, SAMPLERS
 from fdm.study import closure, measurements, profiles, show
 from fdm.tasks import generation
 
@@ -150,12 +149,13 @@ def test_the_file_of_a_room_does_nothing_and_that_of_the_samplers_only_lists_the
         if module != "samplers":
             assert rest == [], f"{module} does something"
             continue
-        *imports, registry = rest
+        *imports, samplers, grids = rest
         assert all(isinstance(node, ast.ImportFrom) for node in imports)
-        assert isinstance(registry, ast.AnnAssign)
-        assert registry.target.id == "SAMPLERS"
-        assert all(isinstance(key, ast.Constant) for key in registry.value.keys)
-        assert all(isinstance(value, ast.Name) for value in registry.value.values)
+        assert [samplers.target.id, grids.target.id] == ["SAMPLERS", "GRIDS"]
+        for registry in (samplers, grids):
+            assert isinstance(registry, ast.AnnAssign)
+            assert all(isinstance(key, ast.Constant) for key in registry.value.keys)
+            assert all(isinstance(value, ast.Name) for value in registry.value.values)
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_a_stage_depends_on_the_source_of_all_that_it_runs():
               "process.frameworks", "process.momentum", "process.schedule"}  # fmt: skip
     assert shared | {"training.loop", "training.engine", "training.state", "training.augmentation",
                      "training.objectives.denoising"} <= training  # fmt: skip
-    assert shared | {"study.measure", "tasks.generation", "metrics.features", "metrics.distances", "samplers.grids",
+    assert shared | {"study.measure", "tasks.generation", "metrics.features", "metrics.distances",
                      "samplers.noise", "model.oracle"} <= scoring  # fmt: skip
     assert "training.loop" not in scoring  # another loop that ends in equal weights scores nothing again
     assert {room(module) for module in training} <= {"process", "model", "data", "training", "files", "params"}
@@ -278,7 +278,7 @@ def digests(study: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     return {name: closure.digest(*closure.CLOSURES.get(name, [name])) for name in (*closure.CLOSURES, *samplers)}
 
 
-EVERY_SAMPLER = {"samplers.heun", "samplers.dpm_solver", "samplers.ddim", "samplers.pndm"}
+EVERY_SAMPLER = {closure.of_sampler(name) for name in SAMPLERS}
 
 
 @pytest.mark.parametrize(
@@ -286,20 +286,24 @@ EVERY_SAMPLER = {"samplers.heun", "samplers.dpm_solver", "samplers.ddim", "sampl
     [
         ("training/objectives/denoising.py", {"training"}),
         ("training/loop.py", {"training"}),
-        ("training/processes.py", {"training", "scoring", "errors"}),
-        ("process/momentum.py", {"training", "scoring", "errors"}),
-        ("model/unet.py", {"training", "scoring", "errors"}),
-        ("params.py", {"training", "scoring", "errors"}),
-        ("files.py", {"training", "scoring", "errors"}),
-        ("metrics/distances.py", {"scoring"}),
-        ("metrics/classifier.py", {"scoring"}),
+        ("training/processes.py", {"training", "scoring", "errors", "systems"}),
+        ("process/momentum.py", {"training", "scoring", "errors", "systems"}),
+        ("model/unet.py", {"training", "scoring", "errors", "systems"}),
+        ("params.py", {"training", "scoring", "errors", "systems"}),
+        ("files.py", {"training", "scoring", "errors", "systems"}),
+        ("metrics/distances.py", {"scoring", "systems"}),
+        ("metrics/classifier.py", {"scoring", "systems"}),
         ("study/measure.py", {"scoring"}),
         ("study/errors.py", {"errors"}),
-        ("study/networks.py", {"scoring", "errors"}),
+        ("study/systems.py", {"systems"}),
+        ("metrics/learned.py", {"systems"}),
+        ("study/standings.py", set()),
+        ("study/networks.py", {"scoring", "errors", "systems"}),
         ("tasks/denoising.py", {"errors"}),
         ("tasks/gradients.py", {"errors"}),
-        ("tasks/generation.py", {"scoring", "errors"}),
-        ("samplers/grids.py", {"scoring", "errors", *EVERY_SAMPLER}),
+        ("tasks/generation.py", {"scoring", "errors", "systems"}),
+        ("samplers/grids.py", EVERY_SAMPLER),
+        ("samplers/vp_grids.py", set()),
         ("samplers/contract.py", EVERY_SAMPLER),
         ("samplers/heun.py", {"samplers.heun"}),
         ("samplers/pndm.py", {"samplers.pndm"}),

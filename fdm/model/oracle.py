@@ -78,14 +78,17 @@ class Mixture:
     def cumulants(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """First three cumulants of each pixel of the clean image given x, (N, C, H, W) each; the first is D.
 
-        They are D, sigma^2 dD/dx and sigma^4 d^2D/dx^2 on the diagonal (Tweedie). Memory grows with N K d. Of isotropic
-        components alone; raises ValueError for others.
+        They are D, sigma^2 dD/dx and sigma^4 d^2D/dx^2 on the diagonal (Tweedie). Memory grows with N K d.
         """
-        if self.axes.shape[1]:
-            raise ValueError("the cumulants are those of isotropic components")
         r, total, share = self._posterior(x, sigma, class_labels)
-        mean = share[..., None] * x.double().flatten(1)[:, None] + (1 - share)[..., None] * self.means.flatten(1)
-        r, c = r[..., None], (share * (total - self.deviations**2))[..., None]
+        flat = x.double().flatten(1)
+        mean = share[..., None] * flat[:, None] + (1 - share)[..., None] * self.means.flatten(1)
+        noise = total - self.deviations**2
+        r, c = r[..., None], (share * noise)[..., None]
+        own = (self.deviations**2)[:, None] + self.spreads**2
+        more = own / (own + noise[..., None]) - share[..., None]  # than the isotropic part keeps, along each axis
+        mean = mean + torch.einsum("nkr,krd->nkd", more * self._along(flat), self.axes)
+        c = c + noise[..., None] * torch.einsum("nkr,krd->nkd", more, self.axes**2)
         first = (r * mean).sum(1)
         d = mean - first[:, None]
         second, third = (r * (c + d**2)).sum(1), (r * (3 * c * d + d**3)).sum(1)

@@ -31,8 +31,8 @@ from fdm.model import checkpoints, oracle
 from fdm.model.denoiser import Denoiser
 from fdm.params import SNAPSHOTS, snapshot_name
 from fdm.samplers import SAMPLERS
-from fdm.study import agreement, closure, errors, measure, networks, profiles, runs
-from fdm.study.profiles import Profile
+from fdm.study import agreement, closure, errors, measure, networks, profiles, runs, systems
+from fdm.study.profiles import Profile, SystemsParams
 from fdm.tasks import generation
 from fdm.training import loop, state
 
@@ -61,7 +61,7 @@ VARIANTS = {
                          "model_channels": 8},
     "edm-fdm-rescaled": {"framework": "edm", "kernel": "fdm", "multiplier": 2.0, "variant": "c_in rescaled"},
 }  # fmt: skip
-PARTS = ("training", "sampler", "scoring", "errors")
+PARTS = ("training", "sampler", "scoring", "errors", "systems")
 SCORED = ("vp-fdm", "edm-baseline", "edm-baseline-exact")
 
 
@@ -211,14 +211,16 @@ def _of_samplers(dataset: Dataset) -> Iterator[tuple[str, str]]:
                     continue
                 path = list(generation.trajectory(denoiser, seeds, name, nfe))
                 yield f"sampler {name}: {cell} {nfe}", hash_of(*path)
-            for option, (low, high) in entry.options.items():
-                for value in (low, min(high, 1e3)):
+            for option, allowed in entry.options.items():
+                for each in allowed:
+                    value = each if isinstance(each, str) else min(each, 1e3)
                     # Heun's options count while there is churn.
                     others: dict[str, Any] = (
                         {"S_churn": 2.0} if "S_churn" in entry.options and option != "S_churn" else {}
                     )
                     path = list(generation.trajectory(denoiser, seeds, name, 7, **{**others, option: value}))
-                    yield f"sampler {name}: {cell} {option} {value:g}", hash_of(*path)
+                    told = value if isinstance(value, str) else f"{value:g}"
+                    yield f"sampler {name}: {cell} {option} {told}", hash_of(*path)
     for grid in generation.GRIDS:
         path = list(generation.trajectory(denoiser, seeds, "ddim", 5, grid=grid, to_zero=False))
         yield f"sampler ddim: grid {grid}", hash_of(*path)
@@ -314,6 +316,42 @@ def _of_errors(folder: Path, digits: Dataset, known: Dataset) -> Iterator[tuple[
     yield "errors: enlarged", hash_of(enlarged(torch.ones(1, 1, 16, 16), torch.tensor(0.5)))
 
 
+def _of_systems(folder: Path, digits: Dataset, known: Dataset) -> Iterator[tuple[str, str]]:
+    """Systems of every kind compared, tuned and crossed, on a network and on exact denoisers; and real images."""
+    compared = SystemsParams.model_validate({
+        "samples": 16, "blocks": 3, "nfe": [4, 5],
+        "systems": [
+            {"name": "DDIM", "sampler": "ddim", "eta": 0.5}, {"name": "Heun", "sampler": "heun"},
+            {"name": "VP", "sampler": "ddim", "grid": "vp-time"}, {"name": "F-PNDM", "sampler": "f-pndm"},
+            {"name": "MASF", "sampler": "masf", "tune": {"size": [0.1, 0.2], "eps": ["of D", "of the mean"]}},
+        ],
+        "crossed": {"samplers": ["ddim", "f-pndm"], "grids": ["karras", "vp-time"], "nfe": [5]},
+    })  # fmt: skip
+    of_digits, of_known, untold = probe(), probe(variants=True), probe(variants=True, conditional=False)
+    measured = [
+        (of_digits, "edm-baseline", digits), (of_digits, "edm-baseline-exact", digits),
+        (of_known, "vp-fdm-gain", known), (untold, "vp-fdm-gain", known),
+    ]  # fmt: skip
+    for number, (plain, cell, dataset) in enumerate(each for each in measured if each[1] in each[0].cells):
+        evaluation = plain.evaluation.model_copy(update={"systems": compared})
+        profile, named = plain.model_copy(update={"evaluation": evaluation}), f"{cell} {number}"
+        with (
+            mock.patch.object(Profile, "build", folder / f"systems{number}"),
+            mock.patch.object(systems, "CONVERGED", ("heun", 31)),
+        ):
+            for run in {*profile.runs_of(cell)} & {*profile.trained}:
+                _as_trained(profile, run, dataset)
+            told = list[int]()
+            rows = systems.compare(profile, cell, dataset, lambda run: None, "cpu", told.append)
+            assert systems.compare(profile, cell, dataset, lambda run: None).equals(rows)  # as it is remembered
+            assert sum(told) == systems.evaluations(profile, cell) and not systems.evaluations(plain, cell)
+            rows = rows[rows["quantity"] != "seconds"]
+            yield f"systems: {named}", hash_of(torch.tensor(rows["value"].to_numpy(float)))
+            one_class = dataset._replace(classes=1)
+            floor = pd.concat([systems.floor(profile, each) for each in (dataset, one_class)])
+            yield f"systems: real images, {named}", hash_of(torch.tensor(floor["value"].to_numpy(float)))
+
+
 def fingerprint(only: Sequence[str] = PARTS) -> dict[str, str]:
     """Hashes by what they are of, `<closure>: <configuration>`; of all parts, or `only` of some."""
     out: dict[str, str] = {}
@@ -329,6 +367,8 @@ def fingerprint(only: Sequence[str] = PARTS) -> dict[str, str]:
             out |= dict(_of_scoring(folder, dataset, known))
         if "errors" in only:
             out |= dict(_of_errors(folder, dataset, known))
+        if "systems" in only:
+            out |= dict(_of_systems(folder, dataset, known))
     return out
 
 

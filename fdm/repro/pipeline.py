@@ -8,6 +8,7 @@ weights and features have other bits on every machine. So .dvcignore leaves them
 names what shapes them.
 """
 
+import itertools
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import yaml
 
 from fdm.files import root, write_text
 from fdm.repro import notebooks
-from fdm.study import closure
+from fdm.study import closure, errors, systems
 from fdm.study.measurements import MODELS, label
 from fdm.study.profiles import Profile
 
@@ -24,7 +25,7 @@ from fdm.study.profiles import Profile
 CODE = {"prepare": ["data.sources"], "fetch": ["model.released"], "publish": ["repro.notebooks"]}
 # What takes long depends on what its source is proven to be equal to: see `closure.identity`. 02 and 03 only show what
 # they have trained and scored, and better pictures must retrain nothing.
-PROVEN = {"02_train": "training", "reference": "scoring", "03_evaluate": "scoring"}
+PROVEN = {"02_train": "training", "reference": "scoring", "03_evaluate": "scoring", "systems": "systems"}
 REFERENCE = ("extractor", "reference", "samples", "batch")  # parameters of the evaluation behind the floor
 HEAD = "# Written by python -m fdm pipeline from the table of stages in fdm/repro/pipeline.py; a test checks it.\n"
 
@@ -32,7 +33,10 @@ HEAD = "# Written by python -m fdm pipeline from the table of stages in fdm/repr
 def books(profile: Profile) -> list[str]:
     """The notebooks of a profile, in the order of their stages."""
     first = ["01_kernel", "06_published_code"] if profile.conclusions == "04_tables" else []
-    last = [profile.conclusions] if profile.conclusions else []
+    last = [
+        *([profile.conclusions] if profile.conclusions else []),
+        *(["07_systems"] if profile.evaluation.systems else []),
+    ]
     return [*first, *(["02_train"] if profile.trained else []), "03_evaluate", *last]
 
 
@@ -43,10 +47,24 @@ def code(profile: Profile, stage: str) -> str:
         cells = notebooks.code(notebooks.read(root() / "notebooks" / f"{stage}.ipynb")) + "\n# %% modules\n"
     if stage not in PROVEN:
         return cells + closure.listing(*CODE.get(stage, closure.imported(cells)), apart=())
-    names = [PROVEN[stage]]
+    par, names = profile.evaluation, [PROVEN[stage]]
     if stage == "03_evaluate":
-        names += sorted({closure.of_sampler(each.sampler) for each in profile.evaluation.settings})
+        used = [(each.sampler, each.grid) for each in par.settings]
+        if par.errors:
+            names.append("errors")
+            used += [(sampler, None) for sampler in [*par.errors.solvers, errors.CONVERGED[0]]]
+        names += _behind(used)
+    if stage == "systems" and par.systems:
+        used = [(each.sampler, each.grid) for each in par.systems.systems]
+        crossed = par.systems.crossed
+        names += _behind([*used, *itertools.product(crossed.samplers, crossed.grids), (systems.CONVERGED[0], None)])
     return cells + "".join(f"{closure.identity(name)}  {name}\n" for name in names)
+
+
+def _behind(used: list[tuple[str, str | None]]) -> list[str]:
+    """The closures of samplers, and of grids that are in none of theirs."""
+    grids = {closure.of_grid(grid, sampler) for sampler, grid in used if grid}
+    return sorted({closure.of_sampler(sampler) for sampler, _ in used} | {each for each in grids if each})
 
 
 def stages(profile: Profile) -> dict[str, dict[str, Any]]:
@@ -90,6 +108,13 @@ def stages(profile: Profile) -> dict[str, dict[str, Any]]:
                               f"{results}/calibration.csv"],
                              ["dataset", "evaluation", "threads", *models],
                              [f"{results}/runs", *networks]),
+        "systems": stage("Ways to sample, compared on every model by quality against evaluations.", "systems",
+                         "systems", [dataset, features, checkpoints],
+                         ["dataset", "evaluation.systems", "threads", *models],
+                         [f"{results}/systems"]),
+        "standings": notebook("What else makes sampling fast: the systems side by side.", "07_systems",
+                              [f"{results}/systems"], ["evaluation.systems", *models],
+                              [f"{results}/standings", f"{figures}/07_systems"]),
         "tables": notebook("The paper's tables 1 to 3, figures and verdicts, from the measurements.", "04_tables",
                            [*measured, *([f"{results}/training"] if profile.trained else [])],
                            ["dataset", "evaluation", *models],
@@ -104,10 +129,12 @@ def stages(profile: Profile) -> dict[str, dict[str, Any]]:
                               f"{results}/REPORT.md", f"{figures}/05_evidence"]),
     }  # fmt: skip
     shown = {"kernel": "01_kernel", "published": "06_published_code", "train": "02_train", "evaluate": "03_evaluate",
-             "tables": "04_tables", "evidence": "05_evidence", "fetch": "03_evaluate"}  # fmt: skip
+             "tables": "04_tables", "evidence": "05_evidence", "standings": "07_systems",
+             "fetch": "03_evaluate"}  # fmt: skip
     wanted = {
         key: each for key, each in every.items()
-        if key not in shown or (shown[key] in books(profile) and (key != "fetch" or fetched))
+        if (key not in shown or (shown[key] in books(profile) and (key != "fetch" or fetched)))
+        and (key != "systems" or profile.evaluation.systems)
     }  # fmt: skip
     if "tables" in wanted:  # what dvc metrics and dvc plots show
         outs = {next(iter(out)): out for out in wanted["tables"].pop("outs")}
@@ -129,7 +156,7 @@ def stages(profile: Profile) -> dict[str, dict[str, Any]]:
 
 def coded(profile: Profile) -> list[str]:
     """The stages and notebooks whose code has a file of its own."""
-    others = ["prepare", "reference", *(["fetch"] if "fetch" in stages(profile) else []), "publish"]
+    others = [each for each in ("prepare", "reference", "fetch", "systems", "publish") if each in stages(profile)]
     return [*others, *books(profile)]
 
 

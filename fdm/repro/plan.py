@@ -26,7 +26,7 @@ from fdm.model.denoiser import Denoiser
 from fdm.params import Precision
 from fdm.process.frameworks import FRAMEWORKS
 from fdm.repro import pipeline
-from fdm.study import runs
+from fdm.study import runs, systems
 from fdm.study.profiles import Profile
 from fdm.training import augmentation, processes
 from fdm.training.objectives import denoising
@@ -101,8 +101,9 @@ def largest(networks: dict[str, Network]) -> Network | None:
 
 
 def evaluations(profile: Profile, name: str) -> int:
-    """Network evaluations that measuring one run takes, about."""
-    return runs.evaluations(profile, name)
+    """Network evaluations that measuring one run takes, about, its share of the comparison of systems among them."""
+    cell = profile.run(name).cell
+    return runs.evaluations(profile, name) + systems.evaluations(profile, cell) // len(profile.runs_of(cell))
 
 
 # ----------------------------------------------------------------------------------------------- measurement

@@ -20,9 +20,11 @@ class Sampler(NamedTuple):
     label: str  # for tables and figures
     sample: Callable[..., Iterator[Tensor]]
     steps: Callable[[int, bool], int]
-    grid: str = "karras"  # the usual one, by its name in `grids.GRIDS`
+    grid: str = "karras"  # the usual one, by its name in `fdm.samplers.GRIDS`
     to_zero: bool = True  # whether the usual grid ends at zero noise
-    options: Mapping[str, tuple[float, float]] = {}  # names and allowed ranges of what may be varied
+    # What may be varied, by name: the lowest and the highest number, or the words that it may be.
+    options: Mapping[str, tuple[float, float] | tuple[str, ...]] = {}
+    consistent: bool = True  # whether its samples tend to the exact flow's of the same latents with more evaluations
 
     def check(self, options: Mapping[str, Any]) -> None:
         """Raise ValueError for an option that the sampler does not have, or a value outside of its range."""
@@ -30,9 +32,15 @@ class Sampler(NamedTuple):
             if name not in self.options:
                 known = ", ".join(self.options) or "none"
                 raise ValueError(f"{name} is no option of {self.label}; it has {known}")
-            low, high = self.options[name]
-            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-                raise ValueError(f"{name}: {value!r} is not allowed for {self.label}; it must be {low:g} to {high:g}")
+            allowed = self.options[name]
+            if isinstance(next(iter(allowed)), str):
+                fine, told = value in allowed, f"one of {', '.join(map(str, allowed))}"
+            else:
+                low, high = map(float, allowed)
+                number = isinstance(value, int | float) and not isinstance(value, bool)
+                fine, told = number and low <= value <= high, f"{low:g} to {high:g}"
+            if not fine:
+                raise ValueError(f"{name}: {value!r} is not allowed for {self.label}; it must be {told}")
 
 
 def one_a_step(nfe: int, to_zero: bool) -> int:

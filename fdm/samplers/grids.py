@@ -1,7 +1,6 @@
 """Grids of noise levels: sigma as a function of tau in [0, 1], so that a sampler may ask between two of its levels."""
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -59,6 +58,3 @@ class LogSNR32(LogSNR):
         n = steps if self.to_zero else steps + 1
         sigmas = torch.linspace(-math.log(self.high), -math.log(self.low), n).neg().exp()
         return torch.cat([sigmas, torch.zeros(1)]) if self.to_zero else sigmas
-
-
-GRIDS: dict[str, Callable[..., Grid]] = {"karras": Karras, "log-snr": LogSNR, "log-snr-float32": LogSNR32}

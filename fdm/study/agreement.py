@@ -326,6 +326,22 @@ def errors(path: Path, here: pd.DataFrame) -> bool:
     return bool((off[slope] < 0.1).all() and (relative > 0.1).mean() <= 1 - LEVEL and relative.mean() < 0.03)
 
 
+def systems(path: Path, here: pd.DataFrame) -> bool:
+    """Whether a comparison of systems on record is of the same experiments as that of `here`, and agrees.
+
+    Distances in x and Frechet distances may be 3 % off on average, and one in twenty more than a tenth, as networks
+    differ by rounding; the others are too near to 0 for shares, and seconds are each machine's own.
+    """
+    old = _read(path)
+    if old is None or list(old.columns) != list(here.columns) or len(old) != len(here):
+        return False
+    if list(old["experiment"]) != list(here["experiment"]) or list(old["quantity"]) != list(here["quantity"]):
+        return False
+    some = here["quantity"].str.contains("distance|FD")
+    relative = np.log(here["value"][some] / old["value"][some]).abs()
+    return bool((relative > 0.1).mean() <= 1 - LEVEL and relative.mean() < 0.03)
+
+
 def read_back(table: pd.DataFrame) -> pd.DataFrame:
     """A table as it will be read from its file, with ten digits."""
     return pd.read_csv(io.StringIO(rounded(table).to_csv(index=False)), dtype=TEXT)

@@ -9,7 +9,12 @@ from pathlib import Path
 from fdm.files import root
 
 # What shapes a result that takes long: a network, and a measurement, to which comes the source of its sampler.
-CLOSURES = {"training": ["training.loop"], "scoring": ["study.measure"], "errors": ["study.errors"]}
+CLOSURES = {
+    "training": ["training.loop"],
+    "scoring": ["study.measure"],
+    "errors": ["study.errors"],
+    "systems": ["study.systems"],
+}
 # Modules that choose, check and name but compute nothing: their choices are part of what an experiment is named by.
 APART = ("samplers", "study.profiles", "study.closure")
 
@@ -72,6 +77,14 @@ def of_sampler(sampler: str) -> str:
     from fdm.samplers import SAMPLERS
 
     return SAMPLERS[sampler].sample.__module__.removeprefix("fdm.")
+
+
+def of_grid(grid: str, sampler: str) -> str | None:
+    """The module that holds a grid, as a closure's name; None for one that the sampler's own closure has."""
+    from fdm.samplers import GRIDS
+
+    module = GRIDS[grid].__module__.removeprefix("fdm.")
+    return None if module in modules(of_sampler(sampler)) else module
 
 
 def identity(name: str) -> str:

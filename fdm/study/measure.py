@@ -141,11 +141,14 @@ def experiments(profile: Profile, name: str, trained: str, dataset: str, weights
         "trained": trained, "dataset": dataset, "extractor": [par.extractor, weights], "reference": par.reference,
         "batch": par.batch, "samples": par.samples, "precision": par.precision, "code": closure.identity("scoring"),
     }  # fmt: skip
-    code = {each.sampler: closure.identity(closure.of_sampler(each.sampler)) for each in profile.evaluation.settings}
-    return {
-        setting: digest(shape | {"setting": setting, "sampler": code[setting.sampler]})
-        for setting in settings(profile, name)
-    }
+    sources = {each.sampler: closure.identity(closure.of_sampler(each.sampler)) for each in profile.evaluation.settings}
+
+    def behind(setting: Setting) -> dict[str, str]:
+        grid = dict(setting.options).get("grid")
+        apart = grid and closure.of_grid(str(grid), setting.sampler)
+        return {"sampler": sources[setting.sampler]} | ({"grid": closure.identity(apart)} if apart else {})
+
+    return {setting: digest(shape | {"setting": setting} | behind(setting)) for setting in settings(profile, name)}
 
 
 def evaluate(

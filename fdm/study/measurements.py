@@ -84,6 +84,12 @@ def models(profile: Profile) -> list[str]:
     return [cell for cell in pairs if cell in profile.cells]
 
 
+def systems(profile: Profile) -> pd.DataFrame:
+    """The comparison of systems on all cells, and on real images."""
+    folder = profile.results / "systems"
+    return pd.concat([read(path) for path in sorted(folder.glob("*.csv"))], ignore_index=True)
+
+
 def calibration(profile: Profile) -> pd.DataFrame:
     """The floor of each metric: real images against real images."""
     return read(profile.results / "calibration.csv")

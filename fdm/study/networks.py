@@ -25,10 +25,11 @@ def denoiser_of(
 ) -> tuple[Denoise, float]:
     """A run's denoiser after a share of its training, and the thousands of images that it had seen by then.
 
-    Of a run with an analytic source it is E[x0 | x] of the data set's images, which has seen each of them.
+    Of a run with an analytic source it is E[x0 | x]: of the distribution, where it is known, else of the data set's
+    images, which it has seen each of.
     """
     if profile.run(name).source == "analytic":
-        return exact(dataset, profile.dataset.conditional), len(dataset.images) / 1000
+        return dataset.mixture or exact(dataset, profile.dataset.conditional), len(dataset.images) / 1000
     denoiser, description = checkpoints.load(folder / snapshot_name(share), expected)
     return denoiser, description["images"] / 1000
 

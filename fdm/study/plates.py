@@ -11,8 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from fdm.process.frameworks import FRAMEWORKS
-from fdm.samplers import SAMPLERS
-from fdm.samplers.grids import GRIDS
+from fdm.samplers import GRIDS, SAMPLERS
 from fdm.study.figures import COLOUR, GREY, MARKER, style
 from fdm.study.measurements import label, select
 

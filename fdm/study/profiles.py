@@ -1,6 +1,7 @@
 """A profile: the validated parameters of one scale of the study, read from its params.yaml."""
 
 import functools
+import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -47,14 +48,14 @@ class SettingParams(BaseModel):
     to_zero: bool | None = None  # whether it ends at zero noise, where that is not the sampler's usual
 
     @property
-    def options(self) -> dict[str, float]:
+    def options(self) -> dict[str, float | str]:
         """The sampler's own options."""
-        return {key: float(value) for key, value in (self.model_extra or {}).items()}
+        given = self.model_extra or {}
+        return {key: value if isinstance(value, str) else float(value) for key, value in given.items()}
 
     @model_validator(mode="after")
     def _possible(self) -> "SettingParams":
-        from fdm.samplers import SAMPLERS  # which imports torch
-        from fdm.samplers.grids import GRIDS
+        from fdm.samplers import GRIDS, SAMPLERS  # which imports torch
 
         for key, value, known in (("sampler", self.sampler, SAMPLERS), ("grid", self.grid, GRIDS)):
             if value is not None and value not in known:
@@ -105,6 +106,64 @@ class ErrorParams(Strict):
         return self
 
 
+class SystemParams(BaseModel):
+    """A way to sample that is compared with others. Its sampler's options stand beside these keys."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+    name: Annotated[str, Field(min_length=1)]  # as tables and figures have it
+    sampler: str
+    grid: str | None = None  # another grid of noise levels than the sampler's usual one
+    # Options of which the best of all combinations is found, by name: every value that is tried.
+    tune: dict[str, Annotated[list[float | int | str], Field(min_length=2)]] = Field(default_factory=dict)
+
+    @property
+    def candidates(self) -> list[dict[str, float | str]]:
+        """The options of each combination that is tried; of a system of which nothing is tuned, its own."""
+        fixed = self.model_extra or {}
+        every = itertools.product(*([(name, value) for value in values] for name, values in self.tune.items()))
+        return [{k: v if isinstance(v, str) else float(v) for k, v in (fixed | dict(each)).items()} for each in every]
+
+
+class CrossedParams(Strict):
+    """Samplers and grids of which every pair is compared."""
+
+    samplers: Annotated[list[str], Field(min_length=1)]
+    grids: Annotated[list[str], Field(min_length=1)]
+    nfe: Annotated[list[Count], Field(min_length=1)]
+
+
+class SystemsParams(Strict):
+    """The comparison of systems: what else makes sampling fast, on the networks of the profile."""
+
+    samples: Annotated[int, Field(ge=16)]  # of each block of latents
+    blocks: Annotated[int, Field(ge=3)]  # the first is for tuning alone, the others, two at least, are reported
+    nfe: Annotated[list[Count], Field(min_length=1)]
+    # The first is the one that the others are compared with.
+    systems: Annotated[list[SystemParams], Field(min_length=2)]
+    crossed: CrossedParams
+
+    @model_validator(mode="after")
+    def _possible(self) -> "SystemsParams":
+        from fdm.samplers import GRIDS, SAMPLERS  # which imports torch
+
+        samplers = [*(each.sampler for each in self.systems), *self.crossed.samplers]
+        grids = [*(each.grid for each in self.systems if each.grid), *self.crossed.grids]
+        for wanted, known in [*((name, [*SAMPLERS]) for name in samplers), *((name, [*GRIDS]) for name in grids)]:
+            if wanted not in known:
+                raise ValueError(f"evaluation.systems: {wanted!r} is not known; there are {', '.join(known)}")
+        names = [each.name for each in self.systems]
+        if len(set(names)) < len(names):
+            raise ValueError("evaluation.systems: two systems have the same name")
+        for each in self.systems:
+            try:
+                for options in each.candidates:
+                    SAMPLERS[each.sampler].check(options)
+            except ValueError as error:
+                raise ValueError(f"evaluation.systems, {each.name}: {error}") from error
+        return self
+
+
 class EvaluationParams(Strict):
     """What is sampled and how it is scored."""
 
@@ -115,6 +174,7 @@ class EvaluationParams(Strict):
     # The first is the one of Table 1, learning curves and pictures.
     settings: Annotated[list[SettingParams], Field(min_length=1)]
     errors: ErrorParams | None = None
+    systems: SystemsParams | None = None
     processes: Count = 1  # batches are shared out to them (one a GPU); the samples do not depend on it
     precision: Precision = "fp32"  # of the sampled networks; features are always float32
 
@@ -278,6 +338,10 @@ class Profile(Strict):
     def errors(self, run: str) -> Path:
         """What was measured of a run's errors, by all that shapes it."""
         return self.build / "errors" / f"{run}.json"
+
+    def compared(self, cell: str) -> Path:
+        """The comparison of systems on a cell, on record."""
+        return self.results / "systems" / f"{cell}.csv"
 
     def recorded(self, cell: str) -> Path:
         """Folder of a cell's measurements and pictures on record."""

@@ -30,7 +30,7 @@ from fdm.files import FdmError, digest, replace, root, sha256, write_json, write
 from fdm.model import checkpoints, released
 from fdm.params import SNAPSHOTS, RunParams, TrainingParams, snapshot_name
 from fdm.process.frameworks import FRAMEWORKS
-from fdm.study import agreement, cards, closure, errors, measure, measurements, networks, provenance
+from fdm.study import agreement, cards, closure, errors, measure, measurements, networks, provenance, systems
 from fdm.study.profiles import Profile
 from fdm.training import augmentation, loop, processes
 
@@ -442,6 +442,49 @@ def evaluations(profile: Profile, run: str) -> int:
     """Network evaluations that measuring a run takes, about."""
     sampled = profile.evaluation.samples * sum(setting.nfe for setting in measure.settings(profile, run))
     return sampled + errors.evaluations(profile, run)
+
+
+def compare(profile: Profile) -> pd.DataFrame:
+    """Compare the systems of a profile, several cells at once; returns what is on record of all.
+
+    What was measured here goes to build/<profile>/here/systems/, and on record where that is of something else or does
+    not agree. Raises FdmError as `systems.compare` does, and for a profile without systems.
+    """
+    if profile.evaluation.systems is None:
+        raise FdmError(f"{profile.params_file} has no evaluation.systems to compare.")
+    kept, started = list[str](), time.time()
+
+    def done(cell: str, found: pd.DataFrame) -> None:
+        table = agreement.read_back(found)
+        text, path = table.to_csv(index=False), profile.compared(cell)
+        write_text(profile.here / "systems" / path.name, text)
+        if agreement.systems(path, table):
+            kept.append(cell)
+            return
+        write_text(path, text)
+        provenance.record(profile.results / "provenance" / f"{cell}-systems.json", digest(text), started, cell=cell)
+
+    cells = [systems.FLOOR, *profile.cells]
+    each(profile, cells, _compare, done, 1, sum(systems.evaluations(profile, cell) for cell in profile.cells), "eval")
+    _say(profile, "systems", "systems", cells, kept)
+    for folder in (profile.results, profile.here):
+        _remove_others(folder / "systems", [f"{cell}.csv" for cell in cells])
+    return measurements.systems(profile)
+
+
+def _compare(profile: Profile, cell: str, advance: Advance) -> pd.DataFrame:
+    dataset, device = dataset_of(profile), processes.device()
+    _unchanged()
+    if cell == systems.FLOOR:
+        return systems.floor(profile, dataset, device)
+    found = systems.compare(profile, cell, dataset, lambda run: expected(profile, run, dataset), device, advance)
+    try:
+        _unchanged()
+    except FdmError:
+        for run in profile.runs_of(cell):
+            systems.memory(profile, run).unlink(missing_ok=True)
+        raise
+    return found
 
 
 TRAINED = 3  # evaluations of a network that cost as much as training it on an image

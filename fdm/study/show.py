@@ -13,8 +13,7 @@ from fdm.data.sources import SOURCES
 from fdm.files import FdmError, json_text, root, write_text
 from fdm.model import checkpoints
 from fdm.process.frameworks import FRAMEWORKS, SIGMA_DATA, coefficients
-from fdm.samplers import SAMPLERS
-from fdm.samplers.grids import GRIDS
+from fdm.samplers import GRIDS, SAMPLERS
 from fdm.study import claims, measurements, report, tables
 from fdm.study.agreement import rounded, rounded_value, settle_text
 from fdm.study.measurements import frechet, label, primary, select, standard

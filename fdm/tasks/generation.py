@@ -8,8 +8,7 @@ from torch import Tensor
 
 from fdm.data.datasets import to_uint8
 from fdm.model.denoiser import Denoise
-from fdm.samplers import SAMPLERS
-from fdm.samplers.grids import GRIDS
+from fdm.samplers import GRIDS, SAMPLERS
 from fdm.samplers.noise import UnitNoise
 
 # The noise levels that the published sampling runs between, narrowed to what the denoiser was trained for.

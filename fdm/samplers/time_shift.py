@@ -1,0 +1,91 @@
+"""Shifted time steps with DDIM (Li et al. 2023, arXiv 2305.15583): each image at the level that it looks like.
+
+The variance of an image's pixels tells its level, as 1 - a, a = 1 / (1 + sigma^2), of a VP image that is nearly noise.
+Levels are compared in a `window` of DDPM's thousand time steps, above a `cutoff`. By the paper's rule network and step
+take the level that the image at hand looks like; by that of the released F-PNDM, which is here put into DDIM, the step
+ends at the level near the next one that the image at hand looks like, and the network is told what it would have been
+told. In both the VP image is kept and only its level is another, so that x in sigma is scaled.
+
+The `shift` may also be `constant`, half a window towards noise, or `random`, half a window up or down: what is gained
+with these was not read off the images.
+"""
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fdm.samplers.contract import Denoise, Noise, Sampler, one_a_step
+from fdm.samplers.grids import Grid
+
+RULES = ("paper", "released")
+SHIFTS = ("adaptive", "constant", "random")
+# DDPM's chain: sigma of its thousand steps, whose beta rises evenly from 1e-4 to 0.02.
+LEVELS = tuple(np.sqrt(1 / np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)) - 1))
+
+
+def index(sigma: float) -> float:
+    """The time step of DDPM's chain at a level, from 0 to 999, between its steps by the logarithm of sigma."""
+    return float(np.interp(np.log(max(sigma, LEVELS[0])), np.log(LEVELS), np.arange(len(LEVELS))))
+
+
+def level(index: float) -> float:
+    """sigma at a time step of DDPM's chain, its ends for what lies beyond."""
+    return float(np.exp(np.interp(index, np.arange(len(LEVELS)), np.log(LEVELS))))
+
+
+def _seen(x: Tensor, s: Tensor, near: float, window: float, shift: str, chance: Tensor | None) -> Tensor:
+    """The level of each image, (N, 1, 1, 1), that x at level s looks like, within a window around the level `near`."""
+    low, high = (level(index(near) + side * window / 2) for side in (-1, 1))
+    n = len(x)
+    if shift == "adaptive":
+        pixels = (x / (1 + s**2).sqrt()).flatten(1)
+        variance = pixels.var(1, correction=min(1, pixels.shape[1] - 1)).clamp(max=1 - 1e-15)
+        found = (variance / (1 - variance)).sqrt().clamp(low, high)
+    elif shift == "constant":
+        found = torch.full((n,), high, dtype=torch.float64, device=x.device)
+    else:
+        assert chance is not None
+        found = torch.where(chance.flatten(1)[:, 0] > 0, high, low).double()
+    return found.reshape(n, 1, 1, 1)
+
+
+def ts_ddim(
+    denoise: Denoise,
+    x: Tensor,
+    grid: Grid,
+    steps: int,
+    noise: Noise | None = None,
+    window: float = 2,
+    cutoff: float = 300,
+    rule: str = RULES[0],
+    shift: str = SHIFTS[0],
+) -> Iterator[Tensor]:
+    """Yield x, float64 (N, C, H, W), as given and after each step. The first step is never shifted.
+
+    `window` and `cutoff` are time steps of DDPM's chain; the defaults are the released code's. A `random` shift needs
+    `noise`.
+    """
+    if shift == "random" and noise is None:
+        raise ValueError("a random shift needs a source of noise")
+    x = x.double()
+    yield x
+    for i, (s, t) in enumerate(itertools.pairwise(grid.levels(steps).double().to(x.device))):
+        near = s if rule == "paper" else t
+        here, there = s, t
+        if i > 0 and window > 0 and near > 0 and index(float(near)) > cutoff:
+            chance = noise(i) if noise is not None and shift == "random" else None
+            seen = _seen(x, s, float(near), window, shift, chance)
+            here, there = (seen, t) if rule == "paper" else (s, seen)
+        x = x * ((1 + here**2) / (1 + s**2)).sqrt()
+        D = denoise(x, here.flatten() if here.dim() else here).double()
+        x = (D + there / here * (x - D)) * ((1 + t**2) / (1 + there**2)).sqrt()
+        yield x
+
+
+TS_DDIM = Sampler(
+    "TS-DDIM", ts_ddim, one_a_step, consistent=False,
+    options={"window": (0, 400), "cutoff": (0, 999), "rule": RULES, "shift": SHIFTS},
+)  # fmt: skip

@@ -1,0 +1,179 @@
+"""The figures of the comparison of systems."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.colors import LogNorm, TwoSlopeNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullLocator
+
+from fdm.process.frameworks import FRAMEWORKS
+from fdm.study import standings
+from fdm.study.figures import COLOUR, GREY, MARKER
+from fdm.study.measurements import label, select
+from fdm.study.profiles import Profile
+
+MOST = 3.0  # ratio at which a colour ends
+
+
+def _cell(profile: Profile, cell: str) -> str:
+    par = profile.cells[cell]
+    return "exact denoiser" if par.source == "analytic" else label(par.framework, par.kernel)
+
+
+def standing(profile: Profile, ratios: pd.DataFrame) -> Figure:
+    """Every system over the first one, by evaluations: a panel a cell. A dot marks what counts in two spaces."""
+    cells = list(dict.fromkeys(ratios["cell"]))
+    systems = [each.name for each in standings.of(profile).systems[1:]]
+    numbers = standings.of(profile).nfe
+    space = ratios["quantity"].iloc[0]
+    figure, axes = plt.subplots(1, len(cells), figsize=(2.6 + 1.55 * len(cells), 0.9 + 0.24 * len(systems)),
+                                sharey=True, squeeze=False, layout="constrained")  # fmt: skip
+    norm = TwoSlopeNorm(0, -np.log(MOST), np.log(MOST))
+    for ax, cell in zip(axes[0], cells, strict=True):
+        mine = select(ratios, cell=cell, quantity=space)
+        table = mine.pivot_table(index="system", columns="nfe", values="ratio").reindex(systems, columns=numbers)
+        picture = ax.imshow(np.log(table.to_numpy()), cmap="RdBu_r", norm=norm, aspect="auto")
+        for _, row in mine[mine["counts"] != ""].iterrows():
+            ax.plot(numbers.index(row["nfe"]), systems.index(row["system"]), ".", color="black", ms=4)
+        ax.set(xticks=range(len(numbers)), yticks=range(len(systems)), title=_cell(profile, cell))
+        ax.set_xticklabels(numbers, fontsize=7)
+        ax.set_yticklabels(systems, fontsize=8)
+        ax.title.set_fontsize(9)
+        ax.grid(False)
+    figure.supxlabel("network evaluations", fontsize=9)
+    bar = figure.colorbar(picture, ax=axes, shrink=0.6, extend="both")
+    bar.set_ticks([*np.log([1 / 3, 0.5, 0.7, 1, 1.5, 2, 3])], labels=["1/3", "0.5", "0.7", "1", "1.5", "2", "3"])
+    bar.set_label(f"{space} over {standings.of(profile).systems[0].name}'s", fontsize=9)
+    return figure
+
+
+def by_evaluations(profile: Profile, quality: pd.DataFrame, quantities: list[str], chosen: list[str]) -> Figure:
+    """Some systems against evaluations: a column a cell, a row a quantity."""
+    cells = list(dict.fromkeys(quality["cell"]))
+    figure, axes = plt.subplots(len(quantities), len(cells), figsize=(2.3 * len(cells) + 1.5, 2.5 * len(quantities)),
+                                sharex=True, sharey="row", squeeze=False, layout="constrained")  # fmt: skip
+    colours = dict(zip(chosen, sns.color_palette("tab10"), strict=False))
+    for row, quantity in zip(axes, quantities, strict=True):
+        for ax, cell in zip(row, cells, strict=True):
+            for name in chosen:
+                mine = select(quality, cell=cell, system=name)
+                ax.plot(mine["nfe"], mine[quantity], marker=".", lw=1.2, color=colours[name], label=name)
+            ax.set(xscale="log", yscale="log")
+            _evaluations(ax, standings.of(profile).nfe)
+        row[0].set_ylabel(quantity, fontsize=8)
+    for ax, cell in zip(axes[0], cells, strict=True):
+        ax.set_title(_cell(profile, cell), fontsize=9)
+    figure.supxlabel("network evaluations", fontsize=9)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+    return figure
+
+
+def _evaluations(ax: plt.Axes, numbers: list[int]) -> None:
+    ax.set_xticks(numbers, [str(n) for n in numbers], fontsize=7)
+    ax.xaxis.set_minor_locator(NullLocator())
+
+
+def interaction(profile: Profile, table: pd.DataFrame, nfe: int) -> Figure:
+    """What a system does to FDM against what it does to the baseline; on the line it does the same to both."""
+    frameworks = [each.upper() for each in FRAMEWORKS if each.upper() in set(table["framework"])]
+    space = table["space"].iloc[0] if len(table) else ""
+    figure, axes = plt.subplots(1, max(len(frameworks), 1), figsize=(4 * max(len(frameworks), 1), 4), sharex=True,
+                                sharey=True, squeeze=False, layout="constrained")  # fmt: skip
+    for ax, framework in zip(axes[0], frameworks, strict=False):
+        mine = select(table, framework=framework, nfe=nfe, space=space)
+        same = (mine["low"] < 1) & (mine["high"] > 1)
+        colour = COLOUR[framework.lower()]
+        for part, full in ((mine[~same], True), (mine[same], False)):
+            ax.plot(part["baseline"], part["fdm"], MARKER[framework.lower()], color=colour, ls="",
+                    markerfacecolor=colour if full else "white")  # fmt: skip
+        for _, row in mine[~same].iterrows():
+            ax.annotate(
+                row["system"], (row["baseline"], row["fdm"]), fontsize=6, xytext=(4, 2), textcoords="offset points"
+            )
+        ax.set(xscale="log", yscale="log", title=framework, xlabel="baseline: over DDIM's")
+        ax.axline((1, 1), (2, 2), color=GREY, lw=1, ls=":")
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+    axes[0, 0].set_ylabel("FDM: over DDIM's")
+    return figure
+
+
+def grids(profile: Profile, table: pd.DataFrame) -> Figure:
+    """Solver and grid crossed: distance to the converged solution, a panel a cell and a row a number of evaluations."""
+    cells, numbers = list(dict.fromkeys(table["cell"])), sorted(set(table["nfe"]))
+    figure, axes = plt.subplots(len(numbers), len(cells), figsize=(1.7 * len(cells) + 2, 1.6 * len(numbers)),
+                                sharex=True, sharey=True, squeeze=False, layout="constrained")  # fmt: skip
+    norm = LogNorm(table["distance"].min(), table["distance"].max())
+    for row, nfe in zip(axes, numbers, strict=True):
+        for ax, cell in zip(row, cells, strict=True):
+            mine = select(table, cell=cell, nfe=nfe)
+            wide = mine.pivot_table(index="system", columns="grid", values="distance", sort=False)
+            picture = ax.imshow(wide.to_numpy(), cmap="viridis_r", norm=norm, aspect="auto")
+            best = np.unravel_index(np.nanargmin(wide.to_numpy()), wide.shape)
+            ax.plot(best[1], best[0], "*", color="white", ms=7)
+            ax.set(xticks=range(wide.shape[1]), yticks=range(wide.shape[0]))
+            ax.set_xticklabels(wide.columns, fontsize=6, rotation=30, ha="right")
+            ax.set_yticklabels(wide.index, fontsize=6)
+            ax.grid(False)
+            if row is axes[0]:
+                ax.set_title(_cell(profile, cell), fontsize=8)
+        row[0].set_ylabel(f"{nfe} evaluations", fontsize=8)
+    figure.colorbar(picture, ax=axes, shrink=0.6, label="distance to the converged sample")
+    return figure
+
+
+def surface(profile: Profile, rows: pd.DataFrame, nfe: int) -> Figure:
+    """MASF by sign, size and schedule over DDIM, which is at the origin: on the block of latents that is for tuning."""
+    space = standings.spaces(select(rows, part="tuning"))[0]
+    mine = select(rows, part="tuning", nfe=nfe, quantity=space, sampler="masf")
+    mine = mine.assign(
+        size=standings.option(mine, "size"), schedule=mine["options"].str.extract(r"schedule=([a-z ]+)", expand=False),
+        eps=mine["options"].str.extract(r"eps=([a-zA-Z ]+)", expand=False),
+    )  # fmt: skip
+    cells = list(dict.fromkeys(mine["cell"]))
+    figure, axes = plt.subplots(1, max(len(cells), 1), figsize=(2.4 * max(len(cells), 1) + 1.5, 3), sharey=True,
+                                squeeze=False, layout="constrained")  # fmt: skip
+    colours = dict(zip(dict.fromkeys(mine["schedule"]), sns.color_palette("tab10"), strict=False))
+    for ax, cell in zip(axes[0], cells, strict=False):
+        first = select(
+            rows, part="systems", cell=cell, nfe=nfe, quantity=space, system=standings.of(profile).systems[0].name
+        )
+        ax.axhline(1, color=GREY, lw=1, ls=":")
+        ax.axvline(0, color=GREY, lw=1, ls=":")
+        for (schedule, eps), line in select(mine, cell=cell).groupby(["schedule", "eps"], sort=False):
+            line = line.sort_values("size")
+            ax.plot(line["size"], line["value"] / first["value"].mean(), ls="-" if eps == "of D" else "--", marker=".",
+                    color=colours[schedule], label=f"{schedule}, noise {eps}")  # fmt: skip
+        ax.set(yscale="log", title=_cell(profile, cell), xlabel="size of the average")
+        ax.title.set_fontsize(9)
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        ax.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+    axes[0, 0].set_ylabel(f"{space} over DDIM's", fontsize=8)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper", fontsize=7)
+    return figure
+
+
+def scalars(profile: Profile, tuned: pd.DataFrame, oracle: pd.DataFrame) -> Figure:
+    """The best scale of epsilon scaling less 1, and the best share of DCW, by evaluations, exact denoisers beside."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    for ax, (system, name, less) in zip(axes, (("epsilon scaling", "scale", 1), ("DCW", "low", 0)), strict=True):
+        mine = select(tuned, system=system)
+        for cell, line in mine.groupby("cell", sort=False):
+            par = profile.cells[str(cell)]
+            exact = par.source == "analytic"
+            ax.plot(line["nfe"], standings.option(line, name) - less, marker=MARKER[par.framework],
+                    color="black" if exact else COLOUR[par.framework], ls="--" if par.kernel == "fdm" else "-",
+                    label=_cell(profile, str(cell)))  # fmt: skip
+        line = select(oracle, system=system)
+        if len(line):
+            ax.plot(
+                line["nfe"], standings.option(line, name) - less, ":", color=GREY, label="exact, the mixture of three"
+            )
+        ax.set(xscale="log", ylim=(0, None), title=system, xlabel="network evaluations",
+               ylabel=f"best {name}{' - 1' if less else ''}")  # fmt: skip
+        _evaluations(ax, standings.of(profile).nfe)
+    axes[0].legend(fontsize=7)
+    return figure
