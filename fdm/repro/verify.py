@@ -15,7 +15,7 @@ from fdm.data import datasets
 from fdm.files import FdmError, relative, write_json, write_text
 from fdm.model import checkpoints
 from fdm.repro import integrity, revisions
-from fdm.study import agreement, claims, measure, measurements, profiles, runs, tables
+from fdm.study import agreement, claims, measure, measurements, profiles, runs, systems, tables
 from fdm.study.agreement import KEY, VERDICTS, Judgement
 from fdm.study.measurements import select
 from fdm.study.profiles import Profile
@@ -25,8 +25,7 @@ SHOWN = 20  # problems that are printed; all are in the report
 ADVICE = "make repro measures it again, or python -m fdm accept proves that new source computes the same"
 NAMES = (  # what is read at a revision, beside the profile's results
     "results/published", "results/ablations", "results/exact", "results/exact-16", "results/exact-32",
-    "results/rates",
-    "results/fashion-16", "results/accepted.csv", "benchmarks/results", "fdm", "notebooks",
+    "results/rates", "results/systems", "results/fashion-16", "results/accepted.csv", "benchmarks/results", "fdm", "notebooks",
     "profiles", "params.yaml", "dvc.yaml", "dvc.lock", ".dvc", ".dvcignore", "README.md",
 )  # fmt: skip
 
@@ -72,6 +71,7 @@ def verify(profile: Profile, revision: str) -> dict[str, Any]:
         # Read here, as paths follow the working directory.
         tables_of = {cell: mine.recorded(cell) / "errors.csv" for cell in mine.cells}
         errors = {cell: measurements.read(path) if path.is_file() else None for cell, path in tables_of.items()}
+        compared = {cell: measurements.read(mine.compared(cell)) for cell in _compared(mine)}
         made_by = measurements.read_json(profile.reference_file.with_name("reference.json"))
         try:
             with contextlib.chdir(folder):
@@ -80,6 +80,7 @@ def verify(profile: Profile, revision: str) -> dict[str, Any]:
                 known = _words(measurements.read_json(then.results / "claims.json")) if then.conclusions else {}
                 judged, published = agreement.judge(then, committed, here), paper(then)
                 wrong = [cell for cell in then.cells if not _same_errors(then.recorded(cell), errors[cell])]
+                apart = [cell for cell, found in compared.items() if not agreement.systems(then.compared(cell), found)]
                 same_floor = agreement.floor(then.results / "calibration.csv", floor)
                 chaotic = sorted(set(agreement.rounding(then).query("chaotic")["run"]))
                 others = experiments(then, committed, made_by)
@@ -95,6 +96,7 @@ def verify(profile: Profile, revision: str) -> dict[str, Any]:
         "the floor measured here is the committed one": [] if same_floor else ["its numbers are others"],
         "the measurements here agree with the committed ones, taken together": judged.problems,
         "the errors of denoisers and solvers measured here agree with the committed ones": wrong,
+        "the systems compared here agree with the committed comparison": apart,
         "the verdicts that follow from them are the committed ones": [
             f"{row['claim']}: {row['here']} here, {row['committed']} committed" for row in moved
         ],
@@ -160,7 +162,32 @@ def experiments(profile: Profile, rows: pd.DataFrame, made_by: dict[str, Any]) -
         due = measure.experiments(profile, name, trained, dataset.sha256, made_by["weights"])
         if {*due.values()} != {*select(rows, run=name)["experiment"]}:
             other.append(name)
-    return [f"{name} is of other parameters or code; {ADVICE}" for name in other]
+    return [
+        f"{name} is of other parameters or code; {ADVICE}" for name in [*other, *_others_compared(profile, made_by)]
+    ]
+
+
+def _compared(profile: Profile) -> list[str]:
+    """What a comparison of systems is of: cells, and real images; nothing where the profile compares none."""
+    return [systems.FLOOR, *profile.cells] if profile.evaluation.systems else []
+
+
+def _others_compared(profile: Profile, made_by: dict[str, Any]) -> list[str]:
+    """Which runs' comparisons of systems on record are not of the experiments that parameters and code describe."""
+    par, other = profile.evaluation.systems, list[str]()
+    if par is None:
+        return other
+    dataset = datasets.nothing(profile.dataset.name, made_by["shape"], made_by["classes"], made_by["dataset"])
+    every = systems.tuned(par)
+    every += {each._replace(part="systems", block=block) for each in every for block in range(1, par.blocks)}
+    every += systems.reported(par, {})
+    for name in profile.runs:
+        rows = select(measurements.read(profile.compared(profile.run(name).cell)), run=name)
+        trained = runs.experiment(profile, name, dataset) if name in profile.trained else dataset.sha256
+        known = {systems.experiment(profile, trained, dataset.sha256, made_by["weights"], what) for what in every}
+        if rows.empty or not {*rows["experiment"]} <= known:
+            other.append(f"{name}'s comparison")
+    return other
 
 
 def scored(profile: Profile, rows: pd.DataFrame) -> list[str]:

@@ -214,11 +214,15 @@ def source(what: Sampling) -> list[str]:
     return [closure.identity(each) for each in (closure.of_sampler(what.sampler), apart) if each]
 
 
-def experiment(bench: Bench, what: Sampling, judge: str) -> str:
-    """What a measurement is called: a hash of all that shapes it, the same on every machine."""
-    par = bench.profile.evaluation
+def experiment(profile: Profile, trained: str, dataset: str, weights: str, what: Sampling) -> str:
+    """What a measurement is called: a hash of all that shapes it, the same on every machine.
+
+    `trained` is what the training is called, `dataset` the hash of the images, `weights` that of the extractor's.
+    """
+    par = profile.evaluation
+    assert par.systems is not None
     return digest([
-        bench.trained, bench.dataset.sha256, par.extractor, judge, bench.par.samples, what, source(what),
+        trained, dataset, par.extractor, weights, par.systems.samples, what, source(what),
         closure.identity("systems"), closure.identity(closure.of_sampler(CONVERGED[0])),
     ])  # fmt: skip
 
@@ -288,7 +292,7 @@ def _measured(
     run, known = profile.run(name), networks.remembered(memory(profile, name))
     bits = [profile.threads, processes.arithmetic(bench.device)]
     for what in every:
-        called = experiment(bench, what, judge.weights)
+        called = experiment(profile, bench.trained, bench.dataset.sha256, judge.weights, what)
         key = digest([called, bench.hash, bits])
         rows = networks.rows_under(known, key)
         if rows is None:
