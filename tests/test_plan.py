@@ -85,8 +85,19 @@ def test_a_plan_tells_the_cost_and_leaves_everything_as_it_was(smoke, monkeypatc
     assert main(["plan", "--params", smoke.params_file]) == 0
     assert {path: path.stat().st_mtime_ns for path in Path.cwd().rglob("*")} == before
     text = capsys.readouterr().out
-    stages = ["code", "kernel", "published", "prepare", "reference", "train", "evaluate", "systems", "standings", "tables",
-              "publish"]
+    stages = [
+        "code",
+        "kernel",
+        "published",
+        "prepare",
+        "reference",
+        "train",
+        "evaluate",
+        "systems",
+        "standings",
+        "tables",
+        "publish",
+    ]
     assert f"Stages to run: {', '.join(stages)}.\n" in text
     assert ("2 runs are computed at once" in text) == (runs.at_once(smoke, 1) == 2)
     samples, nfe = 64, 4 * 5 + 11 + (5 + 11) + 5 + 5  # the last of the quarters is among Heun's settings twice

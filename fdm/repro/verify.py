@@ -25,8 +25,8 @@ SHOWN = 20  # problems that are printed; all are in the report
 ADVICE = "make repro measures it again, or python -m fdm accept proves that new source computes the same"
 NAMES = (  # what is read at a revision, beside the profile's results
     "results/published", "results/ablations", "results/exact", "results/exact-16", "results/exact-32",
-    "results/rates", "results/systems", "results/fashion-16", "results/accepted.csv", "benchmarks/results", "fdm", "notebooks",
-    "profiles", "params.yaml", "dvc.yaml", "dvc.lock", ".dvc", ".dvcignore", "README.md",
+    "results/rates", "results/systems", "results/fashion-16", "results/accepted.csv", "benchmarks/results", "fdm",
+    "notebooks", "profiles", "params.yaml", "dvc.yaml", "dvc.lock", ".dvc", ".dvcignore", "README.md",
 )  # fmt: skip
 
 

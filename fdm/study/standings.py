@@ -8,6 +8,8 @@ the 95 % intervals of its Frechet distances lie on one side of 0 in two of three
 other. Nothing here is corrected for the number of comparisons: they are explored, not claimed.
 """
 
+import math
+
 import numpy as np
 import pandas as pd
 import torch
@@ -103,9 +105,10 @@ def _side(estimate: rules.Estimate) -> int:
 
 def pairs(profile: Profile) -> list[tuple[str, str, str]]:
     """Framework, baseline and FDM of each published pair that the profile has."""
-    of_kernel = {
-        (cell.framework, cell.kernel): name for name, cell in profile.cells.items() if cell.source != "analytic"
-    }
+    of_kernel = dict[tuple[str, str], str]()
+    for name, cell in profile.cells.items():
+        if cell.source != "analytic":
+            of_kernel.setdefault((cell.framework, cell.kernel), name)
     return [
         (framework, of_kernel[framework, "baseline"], of_kernel[framework, "fdm"])
         for framework in FRAMEWORKS if all((framework, kernel) in of_kernel for kernel in KERNELS)
@@ -123,21 +126,18 @@ def interactions(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
         for nfe in par.nfe:
             for space in spaces(rows):
                 both = [values(rows, cell, space, nfe) for cell in (plain, fdm)]
-                names = [name for name in both[0].index if name in both[1].index]
-                if base not in names or both[0].shape[1] < 2 or not both[0].columns.equals(both[1].columns):
+                if any(base not in table.index or min(table.shape) < 2 for table in both):
                     continue
-                logs = np.log(np.concatenate([each.loc[names].to_numpy() for each in both]))
-                mean = logs.mean(1).reshape(2, -1)
-                for place, name in enumerate(names):
-                    if name == base:
-                        continue
-                    weights = np.zeros((2, len(names)))
-                    weights[:, place], weights[:, names.index(base)] = (-1, 1), (1, -1)
-                    estimate = rules.contrast(logs, weights.ravel())
-                    alone = np.exp(mean[:, place] - mean[:, names.index(base)])
+                alone = [_estimates(table, base) for table in both]
+                for name in (each for each in alone[0] if each in alone[1]):
+                    plain_one, fdm_one = (each[name] for each in alone)
+                    # Twice the mean of the one and of what undoes the other; networks of a seed share their latents
+                    # alone, so that errors are not smaller than this.
+                    half = rules.mean([fdm_one, plain_one._replace(value=-plain_one.value)])
                     out.append(
                         {"framework": framework.upper(), "system": name, "nfe": nfe, "space": space,
-                         "baseline": alone[0], "fdm": alone[1]} | _told(estimate)
+                         "baseline": math.exp(plain_one.value), "fdm": math.exp(fdm_one.value)}
+                        | _told(half._replace(value=2 * half.value, error=2 * half.error))
                     )  # fmt: skip
     columns = ["framework", "system", "nfe", "space", "baseline", "fdm", "ratio", "low", "high"]
     return pd.DataFrame(out, columns=columns)
@@ -180,7 +180,7 @@ def w1(profile: Profile) -> pd.DataFrame:
     own, and the variance of an image's pixels is 0: systems that need them are left out.
     """
     mixture, par, out = Mixture.reference(), of(profile), []
-    data, unit = (_mixture_draws(mixture, seed) for seed in (1, 2))
+    shown, other = (_mixture_draws(mixture, seed) for seed in (1, 2))
     for each in par.systems:
         if each.sampler in ("ts-ddim", "dcw"):
             continue
@@ -188,13 +188,10 @@ def w1(profile: Profile) -> pd.DataFrame:
             end = systems.to_zero(each.sampler, nfe)
             if end is None:
                 continue
-            found = [(_w1(mixture, each.sampler, nfe, end, each.grid, options, unit), options)
-                     for options in each.candidates]  # fmt: skip
-            value, options = min(found, key=lambda pair: pair[0])
-            if len(found) > 1:
-                value = _w1(mixture, each.sampler, nfe, end, each.grid, options, data)
-            told = ", ".join(f"{key}={value}" for key, value in options.items()) if each.tune else ""
-            out.append({"system": each.name, "nfe": nfe, "W1": value, "options": told})
+            how = (mixture, each.sampler, nfe, end, each.grid)
+            best = min(each.candidates, key=lambda options: _w1(*how, options, other) if each.tune else 0)
+            told = ", ".join(f"{key}={value}" for key, value in best.items()) if each.tune else ""
+            out.append({"system": each.name, "nfe": nfe, "W1": _w1(*how, best, shown), "options": told})
     return pd.DataFrame(out)
 
 

@@ -1,0 +1,267 @@
+"""The comparison of systems: what is measured of them, and what is made of it."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fdm.__main__ import main
+from fdm.data import sources
+from fdm.files import FdmError
+from fdm.study import agreement, closure, networks, profiles, runs, standings, systems
+from fdm.tasks import generation
+
+from .conftest import change
+from .test_errors import as_trained
+
+NETWORK = "edm-fdm"
+FEW = {
+    "samples": 16, "blocks": 3, "nfe": [5, 8],
+    "systems": [
+        {"name": "DDIM", "sampler": "ddim"},
+        {"name": "Heun", "sampler": "heun"},
+        {"name": "F-PNDM", "sampler": "f-pndm"},
+        {"name": "scaled", "sampler": "epsilon-scaling", "tune": {"scale": [1.01, 1.2]}},
+    ],
+    "crossed": {"samplers": ["ddim"], "grids": ["karras", "vp-time"], "nfe": [5]},
+}  # fmt: skip
+
+
+def comparing(smoke, **changes):
+    """The smoke profile with few systems, on the known distribution."""
+    par = {"dataset": {"name": "exact-gaussians"}, "training": {"augment": 0.0}}
+    return change(Path(smoke.params_file), evaluation={"systems": FEW | changes}, **par)
+
+
+@pytest.fixture
+def compared(smoke, monkeypatch):
+    """The profile, its data, and the comparison on a network."""
+    monkeypatch.setattr(systems, "CONVERGED", ("heun", 31))
+    profile = comparing(smoke)
+    dataset = sources.prepare(profile.dataset, profile.dataset_file)
+    as_trained(profile, f"{NETWORK}-0", dataset)
+    return profile, dataset, systems.compare(profile, NETWORK, dataset, lambda run: None)
+
+
+# ------------------------------------------------------------------------------------------------- measurement
+
+
+def test_what_is_tuned_is_tuned_on_one_block_and_reported_on_others(compared):
+    _, _, rows = compared
+    tried = rows[rows["part"] == "tuning"]
+    assert set(tried["block"]) == {0} and set(tried["system"]) == {"scaled"}
+    assert set(rows[rows["part"] == "systems"]["block"]) == {1, 2}
+    for nfe in (5, 8):
+        scores = tried[(tried["nfe"] == nfe) & (tried["quantity"] == "FD(EfficientNet-Lite0)")]
+        best = scores.loc[scores["value"].idxmin(), "options"]
+        chosen = rows[(rows["part"] == "systems") & (rows["system"] == "scaled") & (rows["nfe"] == nfe)]["options"]
+        assert set(chosen) == {best}
+    assert set(standings.tuned(rows)["options"]) <= {"scale=1.01", "scale=1.2"}
+
+
+def test_a_system_has_the_evaluations_that_it_can_make_and_starts_from_the_same_latents(compared):
+    profile, dataset, rows = compared
+    told = rows[rows["part"] == "systems"]
+    assert set(told[told["system"] == "Heun"]["nfe"]) == {5, 8}  # one of them ends at zero
+    assert "F-PNDM" not in set(told["system"])
+    spaces = ("EfficientNet-Lite0", "pixels", "classifier")
+    scores = [f"{kind}({space})" for space in spaces for kind in ("FD", "KID")]
+    assert [*told["quantity"].unique()] == ["seconds", "distance", "flow distance", *scores, "recall", "accuracy"]
+    # By hand: the distance of a block's samples to the converged ones of the same seeds.
+    denoiser, _ = networks.denoiser_of(profile, f"{NETWORK}-0", dataset, profile.checkpoints(f"{NETWORK}-0"), 1.0)
+    ends = [
+        [*generation.trajectory(denoiser, range(16, 32), sampler, nfe, to_zero=end)][-1]
+        for sampler, nfe, end in (("ddim", 8, False), ("heun", 31, True))
+    ]
+    distance = (ends[0] - ends[1]).square().mean((1, 2, 3)).sqrt().median().item()
+    found = told.query("system == 'DDIM' and nfe == 8 and block == 1 and quantity == 'distance'")["value"]
+    assert found.item() == pytest.approx(distance, rel=1e-6)
+
+
+def test_solver_and_grid_are_crossed_and_named_by_the_source_of_both(compared):
+    _, _, rows = compared
+    table = standings.crossed(rows)
+    assert list(table["grid"]) == ["karras", "vp-time"] and (table["distance"] > 0).all()
+    sources = dict(zip(rows["options"], rows["source"], strict=True))
+    assert sources["grid=karras"] == closure.identity("samplers.ddim")
+    assert sources["grid=vp-time"] == f"{closure.identity('samplers.ddim')} {closure.identity('samplers.vp_grids')}"
+
+
+@pytest.mark.slow
+def test_what_was_measured_is_remembered_and_what_was_altered_is_measured_again(compared, monkeypatch):
+    profile, dataset, rows = compared
+    counted = []
+    true = systems.Bench.measure
+    monkeypatch.setattr(systems.Bench, "measure", lambda *args: counted.append(args[1]) or true(*args))
+    told = []
+    again = systems.compare(profile, NETWORK, dataset, lambda run: None, advance=told.append)
+    pd.testing.assert_frame_equal(again, rows)
+    assert not counted and sum(told) == systems.evaluations(profile, NETWORK)
+    memory = systems.memory(profile, f"{NETWORK}-0")
+    known = json.loads(memory.read_text())
+    key = next(iter(known))
+    known[key]["rows"][0]["value"] = 0.0
+    memory.write_text(json.dumps(known))
+    systems.compare(profile, NETWORK, dataset, lambda run: None)
+    assert len(counted) == 1
+
+
+def test_real_images_are_scored_as_samples_are(compared):
+    profile, dataset, rows = compared
+    floor = systems.floor(profile, dataset)
+    assert set(floor["block"]) == {1, 2} and set(floor["part"]) == {systems.FLOOR}
+    real = floor.groupby("quantity")["value"].mean()
+    drawn = rows[(rows["part"] == "systems") & (rows["nfe"] == 8)].groupby("quantity")["value"].mean()
+    for space in ("EfficientNet-Lite0", "pixels", "classifier"):
+        assert real[f"FD({space})"] < drawn[f"FD({space})"]
+    assert real["accuracy"] > 0.8 > drawn["accuracy"]
+
+
+@pytest.mark.slow
+def test_the_comparison_is_put_on_record_cell_by_cell_unless_it_agrees(compared, monkeypatch, capsys):
+    profile, dataset, _ = compared
+    for run in profile.trained:
+        as_trained(profile, run, dataset)
+    monkeypatch.setattr(runs, "expected", lambda *args: None)
+    first = runs.compare(profile)
+    names = sorted(path.name for path in (profile.results / "systems").glob("*.csv"))
+    assert names == sorted(f"{cell}.csv" for cell in [systems.FLOOR, *profile.cells])
+    assert set(first["cell"]) == {systems.FLOOR, *profile.cells}
+    before = {path: path.read_bytes() for path in (profile.results / "systems").glob("*.csv")}
+    capsys.readouterr()
+    runs.compare(profile)
+    assert {path: path.read_bytes() for path in before} == before
+    assert "5 of 5 cells agree" in capsys.readouterr().err
+
+
+def test_a_comparison_agrees_with_another_machines_to_rounding(tmp_path):
+    old = pd.DataFrame({
+        "quantity": ["distance"] * 20 + ["FD(pixels)"] * 20 + ["KID(pixels)", "seconds"], "experiment": "0" * 12,
+        "value": [0.1] * 20 + [5.0] * 20 + [0.001, 0.1],
+    })  # fmt: skip
+    path = tmp_path / "cell.csv"
+    old.to_csv(path, index=False)
+
+    def moved(**values):
+        new = old.copy()
+        for place, value in values.items():
+            new.loc[int(place[1:]), "value"] = value
+        return agreement.systems(path, new)
+
+    assert moved() and moved(_0=0.12, _41=9.0, _40=-0.002)
+    assert not moved(_0=0.12, _1=0.12, _20=6.0)
+    assert not agreement.systems(path, old.assign(value=old["value"] * 1.05))
+    assert not agreement.systems(path, old.assign(experiment="1" * 12))
+    assert not agreement.systems(path, old[:-1]) and not agreement.systems(tmp_path / "none.csv", old)
+
+
+# -------------------------------------------------------------------------------------------------- parameters
+
+
+@pytest.mark.parametrize(("changes", "sentence"), [
+    ({"systems": [{"name": "a", "sampler": "ddim"}, {"name": "a", "sampler": "heun"}]},
+     "evaluation.systems: two systems have the same name"),
+    ({"systems": [{"name": "a", "sampler": "ddim"}, {"name": "b", "sampler": "euler"}]}, "'euler' is not known; there"),
+    ({"systems": [{"name": "a", "sampler": "ddim"}, {"name": "b", "sampler": "ddim", "tune": {"eta": [0.5, 3]}}]},
+     "evaluation.systems, b: eta: 3.0 is not allowed for DDIM; it must be 0 to 1"),
+    ({"systems": [{"name": "a", "sampler": "ddim"}, {"name": "b", "sampler": "masf", "eps": "of x"}]},
+     "evaluation.systems, b: eps: 'of x' is not allowed for MASF; it must be one of of D, of the mean"),
+    ({"crossed": {"samplers": ["ddim"], "grids": ["linear"], "nfe": [5]}}, "'linear' is not known; there are karras"),
+    ({"blocks": 2}, "evaluation.systems.blocks: 2 is not allowed"),
+])  # fmt: skip
+def test_a_comparison_that_cannot_be_made_is_refused_with_one_sentence(smoke, changes, sentence, capsys):
+    with pytest.raises(FdmError) as raised:
+        comparing(smoke, **changes)
+    assert sentence in str(raised.value)
+    assert main(["systems", "--params", smoke.params_file]) == 1
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_profile_without_systems_is_refused(study, capsys):
+    assert main(["systems", "--params", "params.yaml"]) == 1
+    assert capsys.readouterr().err == "fdm: params.yaml has no evaluation.systems to compare.\n"
+
+
+def test_the_profile_is_of_the_networks_of_the_evidence():
+    """Same data, network, training and names: the networks are those, and need not be trained again."""
+    here, there = profiles.find("systems"), profiles.find("exact")
+    for section in ("dataset", "network", "training"):
+        assert getattr(here, section) == getattr(there, section)
+    assert set(here.seeds) <= set(there.seeds)
+    for name in here.trained:
+        assert here.run(name) == there.run(name)
+
+
+# ---------------------------------------------------------------------------------------------- what is made of it
+
+
+def made_up(effects, interaction=1.0, noise=0.01, spaces=("EfficientNet-Lite0", "pixels", "classifier")):
+    """Rows of two cells in which a system multiplies the first one's distance; FDM's by `interaction` more."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for cell, kernel in (("edm-baseline", "baseline"), ("edm-fdm", "fdm")):
+        for seed in range(3):
+            level = math.exp(rng.normal(0, 0.3))
+            for system, factor in {"DDIM": (1.0,) * 3, **effects}.items():
+                for space, each in zip(spaces, factor, strict=True):
+                    more = interaction if kernel == "fdm" and system != "DDIM" else 1
+                    rows += [
+                        {"cell": cell, "part": "systems", "system": system, "nfe": 5, "block": block, "seed": seed,
+                         "quantity": f"FD({space})", "options": "",
+                         "value": level * each * more * math.exp(rng.normal(0, noise))}
+                        for block in (1, 2)
+                    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+PAR = systems.SystemsParams.model_validate(FEW | {"nfe": [5]})
+
+
+def test_a_ratio_is_that_of_equal_latents_and_counts_when_two_of_three_spaces_agree():
+    effects = {"good": (0.7, 0.8, 1.0), "bad": (1.3, 1.0, 1.3), "mixed": (0.7, 0.7, 1.3), "none": (1.0, 1.0, 1.0)}
+    table = standings.ratios(made_up(effects), PAR)
+    assert len(table) == 2 * 4 * 3
+    for name, factors in effects.items():
+        mine = table[(table["system"] == name) & (table["cell"] == "edm-baseline")]
+        assert mine["ratio"].tolist() == pytest.approx(factors, rel=0.03)
+        assert ((mine["low"] < mine["ratio"]) & (mine["ratio"] < mine["high"])).all()
+    counts = table.drop_duplicates(["cell", "system"]).set_index(["cell", "system"])["counts"]
+    assert counts["edm-fdm"].to_dict() == {"good": "better", "bad": "worse", "mixed": "", "none": ""}
+
+
+@pytest.mark.parametrize(("interaction", "side"), [(0.8, "high"), (1.25, "low")])
+def test_an_interaction_is_below_one_where_a_system_helps_fdm_more(interaction, side, smoke):
+    rows = made_up({"good": (0.7, 0.8, 1.0), "none": (1.0, 1.0, 1.0)}, interaction)
+    profile = comparing(smoke, nfe=[5])
+    cells = {"edm-baseline": {"framework": "edm", "kernel": "baseline"},
+             "edm-fdm": {"framework": "edm", "kernel": "fdm", "multiplier": 2.0}}  # fmt: skip
+    profile = change(Path(profile.params_file), cells=cells)
+    table = standings.interactions(profile, rows)
+    assert standings.pairs(profile) == [("edm", "edm-baseline", "edm-fdm")]
+    assert table["ratio"].tolist() == pytest.approx([interaction] * 6, rel=0.05)
+    assert ((table["high"] < 1) if side == "high" else (table["low"] > 1)).all()
+    assert table[table["system"] == "good"]["baseline"].tolist() == pytest.approx([0.7, 0.8, 1.0], rel=0.03)
+    told = standings.summary(standings.ratios(rows, PAR), table, 5).set_index("system")
+    assert told.loc["good", "better"] == 2 if side == "high" else told.loc["good", "better"] >= 1
+    assert told.loc["good", "helps FDM more" if side == "high" else "helps FDM less"] == 1
+
+
+def test_w1_on_the_mixture_is_that_of_the_reference_table_and_tuned_on_other_samples(smoke, monkeypatch):
+    monkeypatch.setattr(standings, "DRAWN", 5000)
+    profile = comparing(smoke, nfe=[10])
+    table = standings.w1(profile).set_index("system")
+    assert table.loc["DDIM", "W1"] == pytest.approx(0.167, abs=0.02)
+    assert table.loc["scaled", "options"].startswith("scale=") and table.loc["DDIM", "options"] == ""
+    assert "Heun" in table.index and "F-PNDM" not in table.index
+    assert standings.on_mixture("ddim", [10])[10] == pytest.approx(table.loc["DDIM", "W1"])
+
+
+def test_published_numbers_stand_beside_the_pattern_here():
+    table = standings.papers(made_up({"DCW": (0.5, 0.5, 0.5)}), PAR)
+    row = table[table["system"] == "DCW"].iloc[0]
+    assert row["ratio, theirs"] == pytest.approx(5.67 / 10.66)
+    assert row["edm-baseline"] == pytest.approx(0.5, rel=0.05) and row["NFE, here"] == 5
+    assert table[table["system"] == "TS-DDIM"]["edm-baseline"].isna().all()
