@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from fdm.files import FdmError, relative, root, write_text
 from fdm.study import profiles
@@ -98,7 +99,8 @@ def sample(args: argparse.Namespace) -> None:
     import fdm
 
     denoiser = fdm.load(args.run, args.profile)
-    images = fdm.sample(denoiser, args.n, args.sampler, args.nfe, args.seed)
+    options: dict[str, Any] = dict(map(_option, args.option))
+    images = fdm.sample(denoiser, args.n, args.sampler, args.nfe, args.seed, **options)
     from fdm.tasks import pictures
 
     pictures.write_grid(images, args.out)
@@ -113,6 +115,17 @@ def readme(profile: Profile, args: argparse.Namespace) -> None:
         if text != path.read_text(encoding="utf-8"):
             write_text(path, text)
             print(f"{relative(path)} is brought up to date.")
+
+
+def _option(text: str) -> tuple[str, float | str]:
+    """A sampler's option as it is typed: its value is a number where it can be read as one."""
+    name, _, value = text.partition("=")
+    if not name or not value:
+        raise FdmError(f"--option {text} is not understood; write a name and a value, such as eta=1.")
+    try:
+        return name, float(value)
+    except ValueError:
+        return name, value
 
 
 def import_checkpoint(args: argparse.Namespace) -> None:
@@ -209,6 +222,7 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--run", default="edm-fdm-0", help="a run, or the path of a checkpoint (edm-fdm-0)")
     command.add_argument("--profile", default="digits", help="the profile of the run (digits)")
     command.add_argument("--sampler", default="heun", help="which sampler; an unknown one lists them (heun)")
+    command.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of the sampler: eta=1")
     command.add_argument("--nfe", type=int, default=25, help="network evaluations a sample (25)")
     command.add_argument("--n", type=int, default=64, help="number of samples (64)")
     command.add_argument("--seed", type=int, default=0, help="of the first sample; the next has the next (0)")

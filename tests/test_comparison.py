@@ -11,6 +11,7 @@ import pytest
 from fdm.__main__ import main
 from fdm.data import sources
 from fdm.files import FdmError
+from fdm.samplers import SAMPLERS
 from fdm.study import agreement, closure, networks, profiles, runs, standings, systems
 from fdm.tasks import generation
 
@@ -67,6 +68,7 @@ def test_a_system_has_the_evaluations_that_it_can_make_and_starts_from_the_same_
     told = rows[rows["part"] == "systems"]
     assert set(told[told["system"] == "Heun"]["nfe"]) == {5, 8}  # one of them ends at zero
     assert "F-PNDM" not in set(told["system"])
+    assert set(rows["nfe"]) == {5, 8}  # as they were counted
     spaces = ("EfficientNet-Lite0", "pixels", "classifier")
     scores = [f"{kind}({space})" for space in spaces for kind in ("FD", "KID")]
     assert [*told["quantity"].unique()] == ["seconds", "distance", "flow distance", *scores, "recall", "accuracy"]
@@ -180,6 +182,16 @@ def test_a_comparison_that_cannot_be_made_is_refused_with_one_sentence(smoke, ch
     assert sentence in capsys.readouterr().err
 
 
+def test_a_comparison_has_the_evaluations_that_were_made_and_not_those_that_were_asked_for(compared, monkeypatch):
+    profile, dataset, _ = compared
+    bench = systems.Bench(profile, f"{NETWORK}-0", dataset, None, "cpu")
+    wasteful = SAMPLERS["ddim"]._replace(steps=lambda nfe, to_zero: nfe + 2)
+    monkeypatch.setitem(SAMPLERS, "ddim", wasteful)
+    judge = systems.Judge(profile, dataset, "cpu")
+    (row, *_) = bench.measure(systems.Sampling("crossed", "DDIM", "ddim", (), 5, 1), judge)
+    assert row["nfe"] == 7
+
+
 def test_a_profile_without_systems_is_refused(study, capsys):
     assert main(["systems", "--params", "params.yaml"]) == 1
     assert capsys.readouterr().err == "fdm: params.yaml has no evaluation.systems to compare.\n"
@@ -247,6 +259,23 @@ def test_an_interaction_is_below_one_where_a_system_helps_fdm_more(interaction, 
     told = standings.summary(standings.ratios(rows, PAR), table, 5).set_index("system")
     assert told.loc["good", "better"] == 2 if side == "high" else told.loc["good", "better"] >= 1
     assert told.loc["good", "helps FDM more" if side == "high" else "helps FDM less"] == 1
+
+
+def test_a_reading_is_compared_with_its_controls():
+    effects = {"TS": (0.8,) * 3, "TS, constant": (0.8,) * 3, "TS, random": (1.2,) * 3, "TS, other": (1.0,) * 3}
+    named = [{"name": name, "sampler": "ddim"} for name in ("DDIM", *effects)]
+    par = systems.SystemsParams.model_validate(FEW | {"nfe": [5], "systems": named})
+    table = standings.controls(made_up(effects), par)
+    assert list(table["control"]) == ["constant"] * 2 + ["random"] * 2
+    told = standings.counted(table).set_index("control")
+    assert told.loc["constant", ["comparisons", "equivalent", "reading better", "control better"]].tolist() == [
+        2,
+        2,
+        0,
+        0,
+    ]
+    assert told.loc["random", ["equivalent", "reading better"]].tolist() == [0, 2]
+    assert told.loc["random", "median ratio"] == pytest.approx(2 / 3, rel=0.03)
 
 
 def test_w1_on_the_mixture_is_that_of_the_reference_table_and_tuned_on_other_samples(smoke, monkeypatch):

@@ -52,7 +52,8 @@ def test_the_pipeline_regenerates_tables_figures_and_notebooks_and_touches_no_ot
     results = run.path / RESULTS
     for name in ("table1", "table2", "table3", "samplers"):
         assert {p.suffix for p in (results / "tables").glob(f"{name}.*")} == {".csv", ".md", ".tex"}
-    figures = {"01_kernel": ["kernel_scale"],
+    assert {p.suffix for p in (results / "standings").glob("ratios.*")} == {".csv", ".md", ".tex"}
+    figures = {"01_kernel": ["kernel_scale"], "07_systems": ["standing", "scalars", "surface"],
                "04_tables": ["quality_by_duration", "quality_by_nfe", "loss", "samples", "trajectories"]}  # fmt: skip
     for book, names in figures.items():
         assert set(names) <= measurements.read_json(results / "figures" / book / "figures.json").keys()
@@ -79,7 +80,7 @@ def test_a_second_run_does_nothing_and_one_without_memory_gives_the_same_bytes(r
     assert run.repro() == []
     assert run.hashes() == before
     assert plan.stages(profile) == []
-    for kept in ("checkpoints", "logs", "scores", "reference", "here"):
+    for kept in ("checkpoints", "logs", "scores", "reference", "here", "systems"):
         shutil.rmtree(profile.build / kept)
     (profile.build / "notebooks" / "03_evaluate.ipynb").unlink()
     ran = set(run.repro())
@@ -138,7 +139,10 @@ def test_a_change_of_prose_is_published_and_trains_nothing(run):
     ("module", "stale", "current"),
     [
         ("study/figures", {"kernel", "published", "tables"}, {"prepare", "reference", "train", "evaluate", "publish"}),
-        ("samplers/heun", {"evaluate"}, {"prepare", "reference", "train"}),
+        ("samplers/heun", {"evaluate", "systems"}, {"prepare", "reference", "train"}),
+        ("samplers/vp_grids", {"systems"}, {"reference", "train", "evaluate"}),
+        ("study/systems", {"systems"}, {"reference", "train", "evaluate"}),
+        ("study/standings", {"standings"}, {"reference", "train", "evaluate", "systems", "tables"}),
         ("study/unused", set(), {"prepare", "reference", "train", "evaluate", "tables", "publish"}),
         ("metrics/distances", {"reference", "evaluate"}, {"prepare", "train"}),
         ("training/objectives/denoising", {"train"}, {"prepare", "reference", "evaluate"}),

@@ -262,6 +262,16 @@ def test_a_history_of_one_slope_is_ddim(pictures):
                                    end("ddim", x, grid, 7, denoise=pictures), rtol=1e-13, atol=1e-13)  # fmt: skip
 
 
+@pytest.mark.parametrize(("name", "plain"), [("ipndm-scaled", "ipndm"), ("dpm-solver++2m-scaled", "dpm-solver++2m")])
+def test_a_solver_that_is_scaled_by_one_is_that_solver_and_of_one_step_epsilon_scaling(name, plain, pictures):
+    grid, x = Karras(0.02, 20.0), 20 * images()
+    torch.testing.assert_close(
+        end(name, x, grid, 7, denoise=pictures, scale=1.0), end(plain, x, grid, 7, denoise=pictures)
+    )
+    one = [end(each, x, grid, 1, denoise=pictures, scale=1.1) for each in (name, "epsilon-scaling")]
+    torch.testing.assert_close(*one)
+
+
 @pytest.mark.parametrize(("name", "options"), [
     ("masf", {"size": 0.0}), ("epsilon-scaling", {"scale": 1.0}), ("dcw", {"low": 0.0}), ("ts-ddim", {"window": 0.0}),
     ("ts-ddim", {"cutoff": 999.0, "window": 40.0}), ("ts-ddim", {"rule": "released", "window": 0.0}),

@@ -179,8 +179,9 @@ def _others_compared(profile: Profile, made_by: dict[str, Any]) -> list[str]:
         return other
     dataset = datasets.nothing(profile.dataset.name, made_by["shape"], made_by["classes"], made_by["dataset"])
     every = systems.tuned(par)
-    every += {each._replace(part="systems", block=block) for each in every for block in range(1, par.blocks)}
-    every += systems.reported(par, {})
+    for each in [*every]:  # whichever is the best, and those that are like it
+        every += systems.reported(par, {(each.system, each.nfe): each.options})
+    every = [*dict.fromkeys(every)]
     for name in profile.runs:
         rows = select(measurements.read(profile.compared(profile.run(name).cell)), run=name)
         trained = runs.experiment(profile, name, dataset) if name in profile.trained else dataset.sha256

@@ -13,6 +13,7 @@ from fdm.samplers.heun import HEUN
 from fdm.samplers.keep_noise import DCW, EPSILON_SCALING
 from fdm.samplers.masf import MASF
 from fdm.samplers.pndm import F_PNDM, S_PNDM
+from fdm.samplers.scaled import SCALED_DPM_2M, SCALED_IPNDM
 from fdm.samplers.time_shift import TS_DDIM
 from fdm.samplers.unipc import UNIPC
 from fdm.samplers.vp_grids import VPQuadratic, VPTime
@@ -33,6 +34,8 @@ SAMPLERS: dict[str, Sampler] = {
     "masf": MASF,
     "epsilon-scaling": EPSILON_SCALING,
     "dcw": DCW,
+    "ipndm-scaled": SCALED_IPNDM,
+    "dpm-solver++2m-scaled": SCALED_DPM_2M,
 }
 
 GRIDS: dict[str, Callable[..., Grid]] = {

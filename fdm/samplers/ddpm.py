@@ -14,7 +14,7 @@ from fdm.samplers.grids import Grid
 
 
 def ddpm(denoise: Denoise, x: Tensor, grid: Grid, steps: int, noise: Noise | None = None) -> Iterator[Tensor]:
-    """Yield x, float64 (N, C, H, W), as given and after each step. `noise` is needed; none is added at the end."""
+    """Yield x, float64 (N, C, H, W), as given and after each step. `noise` is needed; a step to zero adds none."""
     if noise is None:
         raise ValueError("ancestral sampling needs a source of noise")
     x = x.double()

@@ -4,7 +4,7 @@ One evaluation a step: derivatives of D along the half log-SNR, lambda = -ln sig
 begins with first order. A last step to zero is D itself.
 
 What is called third order is measured to be of second: the released solver has half of the last term of the exact
-integral. It is kept, as it is what people use.
+integral. It is kept. Lower orders in the last steps, which the released solver takes when they are few, are not.
 """
 
 import itertools

@@ -6,11 +6,15 @@ take the level that the image at hand looks like; by that of the released F-PNDM
 ends at the level near the next one that the image at hand looks like, and the network is told what it would have been
 told. In both the VP image is kept and only its level is another, so that x in sigma is scaled.
 
-The `shift` may also be `constant`, half a window towards noise, or `random`, half a window up or down: what is gained
-with these was not read off the images.
+The `shift` may also be `up` or `down`, half a window towards noise or away from it, or `random`, one of both: what is
+gained with these was not read off the images. `variance` is that of the clean images' pixels. The paper has none, and
+takes an image for noise alone; with it an image that is exactly on schedule looks like its own level.
+
+The cutoff is asked of the level that the variance is compared with. No level above the grid's highest is used.
 """
 
 import itertools
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -21,7 +25,7 @@ from fdm.samplers.contract import Denoise, Noise, Sampler, one_a_step
 from fdm.samplers.grids import Grid
 
 RULES = ("paper", "released")
-SHIFTS = ("adaptive", "constant", "random")
+SHIFTS = ("adaptive", "up", "down", "random")
 # DDPM's chain: sigma of its thousand steps, whose beta rises evenly from 1e-4 to 0.02.
 LEVELS = tuple(np.sqrt(1 / np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)) - 1))
 
@@ -36,20 +40,13 @@ def level(index: float) -> float:
     return float(np.exp(np.interp(index, np.arange(len(LEVELS)), np.log(LEVELS))))
 
 
-def _seen(x: Tensor, s: Tensor, near: float, window: float, shift: str, chance: Tensor | None) -> Tensor:
-    """The level of each image, (N, 1, 1, 1), that x at level s looks like, within a window around the level `near`."""
-    low, high = (level(index(near) + side * window / 2) for side in (-1, 1))
-    n = len(x)
-    if shift == "adaptive":
-        pixels = (x / (1 + s**2).sqrt()).flatten(1)
-        variance = pixels.var(1, correction=min(1, pixels.shape[1] - 1)).clamp(max=1 - 1e-15)
-        found = (variance / (1 - variance)).sqrt().clamp(low, high)
-    elif shift == "constant":
-        found = torch.full((n,), high, dtype=torch.float64, device=x.device)
-    else:
-        assert chance is not None
-        found = torch.where(chance.flatten(1)[:, 0] > 0, high, low).double()
-    return found.reshape(n, 1, 1, 1)
+def seen(x: Tensor, s: Tensor, near: float, window: float, variance: float = 0.0, top: float = math.inf) -> Tensor:
+    """The level of each image, (N, 1, 1, 1), that x at level s looks like, in a window around the level `near`."""
+    low, high = (min(level(index(near) + side * window / 2), top) for side in (-1, 1))
+    pixels = (x / (1 + s**2).sqrt()).flatten(1)
+    found = pixels.var(1, correction=min(1, pixels.shape[1] - 1)).clamp(max=1 - 1e-15)
+    sigma = ((found - variance).clamp(min=0) / (1 - found)).sqrt()
+    return sigma.clamp(low, high).reshape(-1, 1, 1, 1)
 
 
 def ts_ddim(
@@ -60,6 +57,7 @@ def ts_ddim(
     noise: Noise | None = None,
     window: float = 2,
     cutoff: float = 300,
+    variance: float = 0.0,
     rule: str = RULES[0],
     shift: str = SHIFTS[0],
 ) -> Iterator[Tensor]:
@@ -76,9 +74,13 @@ def ts_ddim(
         near = s if rule == "paper" else t
         here, there = s, t
         if i > 0 and window > 0 and near > 0 and index(float(near)) > cutoff:
-            chance = noise(i) if noise is not None and shift == "random" else None
-            seen = _seen(x, s, float(near), window, shift, chance)
-            here, there = (seen, t) if rule == "paper" else (s, seen)
+            if shift == "adaptive":
+                shifted = seen(x, s, float(near), window, variance, grid.high)
+            else:
+                up = noise(i).flatten(1)[:, 0] > 0 if noise and shift == "random" else torch.tensor(shift == "up")
+                ends = [min(level(index(float(near)) + side * window / 2), grid.high) for side in (-1, 1)]
+                shifted = torch.where(up.to(x.device), ends[1], ends[0]).double().expand(len(x)).reshape(-1, 1, 1, 1)
+            here, there = (shifted, t) if rule == "paper" else (s, shifted)
         x = x * ((1 + here**2) / (1 + s**2)).sqrt()
         D = denoise(x, here.flatten() if here.dim() else here).double()
         x = (D + there / here * (x - D)) * ((1 + t**2) / (1 + there**2)).sqrt()
@@ -87,5 +89,5 @@ def ts_ddim(
 
 TS_DDIM = Sampler(
     "TS-DDIM", ts_ddim, one_a_step, consistent=False,
-    options={"window": (0, 400), "cutoff": (0, 999), "rule": RULES, "shift": SHIFTS},
+    options={"window": (0, 400), "cutoff": (0, 999), "variance": (0, 1), "rule": RULES, "shift": SHIFTS},
 )  # fmt: skip

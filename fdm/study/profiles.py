@@ -114,8 +114,13 @@ class SystemParams(BaseModel):
     name: Annotated[str, Field(min_length=1)]  # as tables and figures have it
     sampler: str
     grid: str | None = None  # another grid of noise levels than the sampler's usual one
+    to_zero: bool = False  # all others end at the lowest level
     # Options of which the best of all combinations is found, by name: every value that is tried.
     tune: dict[str, Annotated[list[float | int | str], Field(min_length=2)]] = Field(default_factory=dict)
+    together: bool = False  # whether one combination is found for all numbers of evaluations
+    like: str | None = None  # another system, whose combination it takes
+    against: list[str] = Field(default_factory=list)  # others, besides the first, that it is compared with
+    other_latents: bool = False  # from latents of its own, which no system is: what chance does
 
     @property
     def candidates(self) -> list[dict[str, float | str]]:
@@ -136,8 +141,7 @@ class CrossedParams(Strict):
 class SystemsParams(Strict):
     """The comparison of systems: what else makes sampling fast, on the networks of the profile."""
 
-    samples: Annotated[int, Field(ge=16)]  # of each block of latents
-    blocks: Annotated[int, Field(ge=3)]  # the first is for tuning alone, the others, two at least, are reported
+    samples: Annotated[int, Field(ge=16)]  # of each training and block of latents; those for tuning are a block apart
     nfe: Annotated[list[Count], Field(min_length=1)]
     # The first is the one that the others are compared with.
     systems: Annotated[list[SystemParams], Field(min_length=2)]
@@ -155,6 +159,12 @@ class SystemsParams(Strict):
         names = [each.name for each in self.systems]
         if len(set(names)) < len(names):
             raise ValueError("evaluation.systems: two systems have the same name")
+        tuned = [each.name for each in self.systems if each.tune]
+        for each in self.systems:
+            needed = [*([(each.like, tuned)] if each.like else []), *((name, names) for name in each.against)]
+            for other, among in needed:
+                if other not in among:
+                    raise ValueError(f"evaluation.systems, {each.name}: there is no such system as {other!r}")
         for each in self.systems:
             try:
                 for options in each.candidates:

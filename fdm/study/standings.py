@@ -1,11 +1,14 @@
 """What the comparison of systems says: who is ahead of the first system, and whether that depends on the kernel.
 
-All is in ln(metric) at equal evaluations, so that 0.1 is about ten percent and below 0 is better. A cell's system has
-one value for each training, the mean over its reported blocks of latents; an estimate is a contrast of such values,
-paired by training, with the residual pooled over the systems of the comparison (`rules.contrast`). The exact denoiser
-has no trainings: there a block is what a training is elsewhere. A system counts as better or worse than the first where
-the 95 % intervals of its Frechet distances lie on one side of 0 in two of three spaces of features, and in none on the
-other. Nothing here is corrected for the number of comparisons: they are explored, not claimed.
+The metric is KID in up to three spaces of features, which is unbiased at any number of samples. All is in
+y = ln(max(KID, 0) + c) at equal evaluations, where c is what 19 of 20 sets of real images stay below: it keeps what is
+as good as real images from counting. So 0.1 is about ten percent, and below 0 is better.
+
+A training is a unit: its network and its latents are its own, and every system has the same ones. An estimate is the
+mean of a contrast over the trainings, with Student's interval of their spread (`rules.paired`). A system counts as
+better or worse than the first where the 95 % intervals lie on one side of 0 in two of three spaces, and in none on the
+other. Nothing is corrected for the number of comparisons: they are explored, not claimed, and `expected` says how many
+chance makes.
 """
 
 import math
@@ -18,13 +21,16 @@ from fdm.files import root
 from fdm.model.oracle import Mixture
 from fdm.process.frameworks import FRAMEWORKS
 from fdm.samplers import GRIDS, SAMPLERS
-from fdm.study import rules, systems
+from fdm.study import rules, systems, tables
 from fdm.study.measurements import select
 from fdm.study.profiles import Profile, SystemsParams
+from fdm.study.rules import Estimate
 
 KERNELS = ("baseline", "fdm")
 DRAWN = 20_000  # samples behind a distance on the mixture
 DECIDING = 2  # spaces of features that have to agree
+QUANTILE = 0.95  # of real images, for c
+TAIL = 0.025  # chance of an interval on one side
 
 
 def of(profile: Profile) -> SystemsParams:
@@ -34,77 +40,83 @@ def of(profile: Profile) -> SystemsParams:
 
 
 def spaces(rows: pd.DataFrame) -> list[str]:
-    """The Frechet distances by name, one a space of features, the extractor's first."""
-    return [each for each in dict.fromkeys(rows["quantity"]) if each.startswith("FD(") or each == "FID"]
+    """The kernel distances by name, one a space of features, the extractor's first."""
+    return [each for each in dict.fromkeys(rows["quantity"]) if each.startswith("KID(")]
 
 
-def values(rows: pd.DataFrame, cell: str, quantity: str, nfe: int) -> pd.DataFrame:
-    """A cell's value of a quantity by system (rows) and training (columns), or by block for the exact denoiser."""
+def floors(rows: pd.DataFrame) -> dict[str, float]:
+    """c of each space: what 19 of 20 sets of real images stay below."""
+    real = select(rows, part=systems.FLOOR)
+    return {space: float(select(real, quantity=space)["value"].abs().quantile(QUANTILE)) for space in spaces(rows)}
+
+
+def values(rows: pd.DataFrame, cell: str, quantity: str, nfe: int, floor: float | None = None) -> pd.DataFrame:
+    """ln of a cell's quantity by system (rows) and training (columns); of a KID with its floor."""
     mine = select(rows, cell=cell, quantity=quantity, nfe=nfe, part="systems")
-    unit = "seed" if mine["seed"].nunique() > 1 else "block"
-    table = mine.pivot_table(index="system", columns=unit, values="value", aggfunc="mean", sort=False)
-    return table.dropna()
+    table = mine.pivot_table(index="system", columns="seed", values="value", aggfunc="mean", sort=False).dropna()
+    return np.log(table if floor is None else table.clip(lower=0) + floor)
 
 
 def quality(rows: pd.DataFrame) -> pd.DataFrame:
-    """Everything that was measured, by cell, system and evaluations: the mean over trainings and blocks."""
-    mine = select(rows, part="systems")
-    index = ["cell", "system", "nfe"]
+    """Everything that was measured, by cell, system and evaluations: the mean over trainings, seconds their median."""
+    mine, index = select(rows, part="systems"), ["cell", "system", "nfe"]
     table = mine.pivot_table(index=index, columns="quantity", values="value", aggfunc="mean", sort=False)
     seconds = select(mine, quantity="seconds").groupby(index, sort=False)["value"].median()
     return table.assign(seconds=seconds)[[*dict.fromkeys(mine["quantity"])]].reset_index()
 
 
-def _estimates(table: pd.DataFrame, base: str) -> dict[str, rules.Estimate]:
-    """ln(system / base) for every other system of `values`."""
-    logs, names = np.log(table.to_numpy()), list(table.index)
-    out = {}
-    for name in names:
-        if name != base:
-            weights = np.zeros(len(names))
-            weights[names.index(name)], weights[names.index(base)] = 1, -1
-            out[name] = rules.contrast(logs, weights)
-    return out
+def over(table: pd.DataFrame, system: str, base: str) -> Estimate | None:
+    """ln(system / base) from `values`, paired by training; None where one of both is missing."""
+    if not {system, base} <= {*table.index} or table.shape[1] < 2:
+        return None
+    return rules.paired(table.loc[[system, base]].to_numpy(), np.array([1.0, -1.0]))
 
 
-def _told(estimate: rules.Estimate) -> dict[str, float]:
+def told(estimate: Estimate | None) -> dict[str, float]:
+    """Ratio and 95 % interval of an estimate of ln(ratio)."""
+    if estimate is None:
+        return {"ratio": math.nan, "low": math.nan, "high": math.nan}
     low, high = np.exp(estimate.interval())
-    return {"ratio": float(np.exp(estimate.value)), "low": float(low), "high": float(high)}
+    return {"ratio": math.exp(estimate.value), "low": float(low), "high": float(high)}
+
+
+def side(estimate: Estimate | None) -> int:
+    """-1 for an interval below 0, which is better, 1 for one above it, else 0."""
+    if estimate is None:
+        return 0
+    low, high = estimate.interval()
+    return -1 if high < 0 else 1 if low > 0 else 0
+
+
+def verdict(estimates: list[Estimate | None]) -> str:
+    """`better` or `worse`, where enough spaces say so and none the opposite; else nothing."""
+    signs = [side(each) for each in estimates]
+    for word, sign in (("better", -1), ("worse", 1)):
+        if signs.count(sign) >= min(DECIDING, len(signs)) and -sign not in signs:
+            return word
+    return ""
 
 
 def ratios(rows: pd.DataFrame, par: SystemsParams) -> pd.DataFrame:
     """Each system over the first, by cell, evaluations and quantity: ratio with its interval, and whether it counts."""
-    base, out = par.systems[0].name, []
+    base, c, out = par.systems[0].name, floors(rows), []
     distances = [each for each in ("distance", "flow distance") if each in set(rows["quantity"])]
     for cell in dict.fromkeys(select(rows, part="systems")["cell"]):
         for nfe in par.nfe:
-            found = {
-                quantity: _estimates(table, base)
-                for quantity in [*spaces(rows), *distances]
-                if base in (table := values(rows, cell, quantity, nfe)).index and len(table) > 1 and table.shape[1] > 1
-            }
-            for system in next(iter(found.values()), {}):
-                signs = [_side(found[space][system]) for space in spaces(rows)]
-                counts = next(
-                    (word for word, side in (("better", -1), ("worse", 1))
-                     if signs.count(side) >= min(DECIDING, len(signs)) and -side not in signs), "",
-                )  # fmt: skip
+            table = {each: values(rows, cell, each, nfe, c.get(each)) for each in [*c, *distances]}
+            for system in (each for each in next(iter(table.values())).index if each != base):
+                found = {each: over(table[each], system, base) for each in table}
+                counts = verdict([found[space] for space in c])
                 out += [
-                    {"cell": cell, "system": system, "nfe": nfe, "quantity": quantity}
-                    | _told(each[system]) | {"counts": counts}
-                    for quantity, each in found.items() if system in each
+                    {"cell": cell, "system": system, "nfe": nfe, "quantity": each} | told(one) | {"counts": counts}
+                    for each, one in found.items()
                 ]  # fmt: skip
     columns = ["cell", "system", "nfe", "quantity", "ratio", "low", "high", "counts"]
     return pd.DataFrame(out, columns=columns)
 
 
-def _side(estimate: rules.Estimate) -> int:
-    low, high = estimate.interval()
-    return -1 if high < 0 else 1 if low > 0 else 0
-
-
 def pairs(profile: Profile) -> list[tuple[str, str, str]]:
-    """Framework, baseline and FDM of each published pair that the profile has."""
+    """Framework, baseline and FDM of each pair that the profile has: the first cell of each kernel."""
     of_kernel = dict[tuple[str, str], str]()
     for name, cell in profile.cells.items():
         if cell.source != "analytic":
@@ -115,32 +127,98 @@ def pairs(profile: Profile) -> list[tuple[str, str, str]]:
     ]  # fmt: skip
 
 
+def _both(rows: pd.DataFrame, plain: str, fdm: str, space: str, nfe: int, c: float) -> pd.DataFrame:
+    """`values` of both cells, by (cell, system), of the trainings that both have."""
+    found = {cell: values(rows, cell, space, nfe, c) for cell in (plain, fdm)}
+    return pd.concat(found, join="inner", axis=0).dropna(axis=1)
+
+
+def kernels(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
+    """FDM over its baseline with each system, by framework and evaluations, and whether that counts."""
+    c, out = floors(rows), []
+    for framework, plain, fdm in pairs(profile):
+        for nfe in of(profile).nfe:
+            table = {space: _both(rows, plain, fdm, space, nfe, floor) for space, floor in c.items()}
+            first = next(iter(table.values()))
+            for system in dict.fromkeys(first.index.get_level_values(1)):
+                found = {space: over(each, (fdm, system), (plain, system)) for space, each in table.items()}  # type: ignore[arg-type]
+                row = {"framework": framework.upper(), "system": system, "nfe": nfe}
+                out.append(row | told(next(iter(found.values()))) | {"counts": verdict([*found.values()])})
+    columns = ["framework", "system", "nfe", "ratio", "low", "high", "counts"]
+    return pd.DataFrame(out, columns=columns)
+
+
 def interactions(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
     """Whether a system helps FDM more or less than its baseline: the ratio of both ratios over the first system.
 
-    Below 1 it helps FDM more. By framework, evaluations and Frechet distance; `fdm` and `baseline` are the ratios.
+    Below 1 it helps FDM more. By framework and evaluations, paired by the seed that both kernels have, in the
+    extractor's space; `counts` is of all spaces. `baseline` and `fdm` are the ratios.
     """
-    par, out = of(profile), []
-    base = par.systems[0].name
+    c, out, base = floors(rows), [], of(profile).systems[0].name
     for framework, plain, fdm in pairs(profile):
-        for nfe in par.nfe:
-            for space in spaces(rows):
-                both = [values(rows, cell, space, nfe) for cell in (plain, fdm)]
-                if any(base not in table.index or min(table.shape) < 2 for table in both):
-                    continue
-                alone = [_estimates(table, base) for table in both]
-                for name in (each for each in alone[0] if each in alone[1]):
-                    plain_one, fdm_one = (each[name] for each in alone)
-                    # Twice the mean of the one and of what undoes the other; networks of a seed share their latents
-                    # alone, so that errors are not smaller than this.
-                    half = rules.mean([fdm_one, plain_one._replace(value=-plain_one.value)])
-                    out.append(
-                        {"framework": framework.upper(), "system": name, "nfe": nfe, "space": space,
-                         "baseline": math.exp(plain_one.value), "fdm": math.exp(fdm_one.value)}
-                        | _told(half._replace(value=2 * half.value, error=2 * half.error))
-                    )  # fmt: skip
-    columns = ["framework", "system", "nfe", "space", "baseline", "fdm", "ratio", "low", "high"]
+        for nfe in of(profile).nfe:
+            table = {space: _both(rows, plain, fdm, space, nfe, floor) for space, floor in c.items()}
+            names = dict.fromkeys(next(iter(table.values())).index.get_level_values(1))
+            for system in (each for each in names if each != base):
+                found, places = [], [(fdm, system), (fdm, base), (plain, system), (plain, base)]
+                for each in table.values():
+                    whole = each.shape[1] > 1 and set(places) <= set(each.index)
+                    logs = each.loc[places].to_numpy() if whole else None
+                    found.append(rules.paired(logs, np.array([1.0, -1.0, -1.0, 1.0])) if logs is not None else None)
+                first = next(iter(table.values()))
+                if found[0] is not None:
+                    means = np.exp([(first.loc[a] - first.loc[b]).mean() for a, b in (places[2:], places[:2])])
+                    row = {"framework": framework.upper(), "system": system, "nfe": nfe}
+                    row |= {"baseline": means[0], "fdm": means[1]} | told(found[0])
+                    words = {"better": "more", "worse": "less", "": ""}
+                    out.append(row | {"counts": words[verdict(found)]})
+    columns = ["framework", "system", "nfe", "baseline", "fdm", "ratio", "low", "high", "counts"]
     return pd.DataFrame(out, columns=columns)
+
+
+def against(rows: pd.DataFrame, par: SystemsParams) -> pd.DataFrame:
+    """Systems over others than the first, by cell and evaluations: over a control, or over what they stand on.
+
+    Beside it both over the first: where neither differs from that, they are alike for no other reason.
+    """
+    base, c, out = par.systems[0].name, floors(rows), []
+    for cell in dict.fromkeys(select(rows, part="systems")["cell"]):
+        for nfe in par.nfe:
+            table = {space: values(rows, cell, space, nfe, floor) for space, floor in c.items()}
+            for each in par.systems:
+                for other in each.against:
+                    found = [over(one, each.name, other) for one in table.values()]
+                    if not found or found[0] is None:
+                        continue
+                    row = {"cell": cell, "system": each.name, "other": other, "nfe": nfe}
+                    first = next(iter(table.values()))
+                    row |= {"over the first": told(over(first, each.name, base))["ratio"],
+                            "other over the first": told(over(first, other, base))["ratio"]}  # fmt: skip
+                    out.append(row | told(found[0]) | {"counts": verdict(found)})
+    columns = [
+        "cell",
+        "system",
+        "other",
+        "nfe",
+        "over the first",
+        "other over the first",
+        "ratio",
+        "low",
+        "high",
+        "counts",
+    ]
+    return pd.DataFrame(out, columns=columns)
+
+
+def counted(table: pd.DataFrame) -> pd.DataFrame:
+    """`against` counted: in how many comparisons one is ahead of the other, and their median ratios."""
+    found = table.groupby(["system", "other"], sort=False)
+    return pd.DataFrame({
+        "comparisons": found.size(), "better": found["counts"].apply(lambda each: int((each == "better").sum())),
+        "worse": found["counts"].apply(lambda each: int((each == "worse").sum())),
+        "median ratio": found["ratio"].median(), "median over the first": found["over the first"].median(),
+        "other's": found["other over the first"].median(),
+    }).reset_index()  # fmt: skip
 
 
 def wide(table: pd.DataFrame, index: list[str], value: str) -> pd.DataFrame:
@@ -151,18 +229,16 @@ def wide(table: pd.DataFrame, index: list[str], value: str) -> pd.DataFrame:
 
 
 def tuned(rows: pd.DataFrame) -> pd.DataFrame:
-    """The options that were best on the first block, by cell, system and evaluations."""
-    mine = select(rows, part="tuning")
-    if mine.empty:
-        return mine[["cell", "system", "nfe", "options", "value"]]
-    mine = mine[mine["quantity"] == spaces(mine)[0]]
-    best = mine.loc[mine.groupby(["cell", "system", "nfe"], sort=False)["value"].idxmin()]
-    return best[["cell", "system", "nfe", "options", "value"]].reset_index(drop=True)
+    """The options that were best on the latents for tuning, by cell, system and evaluations."""
+    mine = select(rows, part="systems", seed=rows["seed"].min())
+    names = set(select(rows, part="tuning")["system"])
+    mine = mine[mine["system"].isin(names)].drop_duplicates(["cell", "system", "nfe"])
+    return mine[["cell", "system", "nfe", "options"]].reset_index(drop=True)
 
 
 def option(rows: pd.DataFrame, name: str) -> pd.Series:
     """The value of a numeric option in the column of options."""
-    return rows["options"].str.extract(rf"\b{name}=([-\d.]+)", expand=False).astype(float)
+    return rows["options"].str.extract(rf"\b{name}=([-\d.e]+)", expand=False).astype(float)
 
 
 def crossed(rows: pd.DataFrame) -> pd.DataFrame:
@@ -173,79 +249,98 @@ def crossed(rows: pd.DataFrame) -> pd.DataFrame:
     return np.exp(table).rename("distance").reset_index()
 
 
-def w1(profile: Profile) -> pd.DataFrame:
-    """W1 between samples and data on the mixture of three, by system and evaluations, with the exact denoiser.
-
-    Tuned systems are tuned on other samples. On images of one pixel bands of a wavelet transform are nothing of their
-    own, and the variance of an image's pixels is 0: systems that need them are left out.
-    """
-    mixture, par, out = Mixture.reference(), of(profile), []
-    shown, other = (_mixture_draws(mixture, seed) for seed in (1, 2))
-    for each in par.systems:
-        if each.sampler in ("ts-ddim", "dcw"):
-            continue
-        for nfe in par.nfe:
-            end = systems.to_zero(each.sampler, nfe)
-            if end is None:
-                continue
-            how = (mixture, each.sampler, nfe, end, each.grid)
-            best = min(each.candidates, key=lambda options: _w1(*how, options, other) if each.tune else 0)
-            told = ", ".join(f"{key}={value}" for key, value in best.items()) if each.tune else ""
-            out.append({"system": each.name, "nfe": nfe, "W1": _w1(*how, best, shown), "options": told})
-    return pd.DataFrame(out)
-
-
-def on_mixture(sampler: str, nfe: list[int], **options: float | str) -> pd.Series:
-    """W1 of one sampler on the mixture of three, by evaluations; those that it cannot make are left out."""
-    draws = _mixture_draws(Mixture.reference(), 1)
-    ends = {n: systems.to_zero(sampler, n) for n in nfe}
-    found = {
-        n: _w1(Mixture.reference(), sampler, n, end, None, options, draws) for n, end in ends.items() if end is not None
-    }
-    return pd.Series(found, name="W1").rename_axis("NFE")
-
-
 def summary(table: pd.DataFrame, mixed: pd.DataFrame, nfe: int) -> pd.DataFrame:
     """Each system in a line: the median ratio over the first at `nfe` evaluations with a network, in how many of all
     comparisons with a network it counts, and in how many it changes FDM otherwise than its baseline."""
-    space = table["quantity"].iloc[0]
+    space = table["quantity"].iloc[0] if len(table) else ""
     of_space = table[(table["quantity"] == space) & ~table["cell"].str.endswith("-exact")]
-    told = mixed[mixed["space"] == space]
     out = []
     for system, mine in of_space.groupby("system", sort=False):
-        other = told[told["system"] == system]
+        other = mixed[mixed["system"] == system]
         out.append({
             "system": system, f"median ratio at {nfe}": mine[mine["nfe"] == nfe]["ratio"].median(),
             "better": int((mine["counts"] == "better").sum()), "worse": int((mine["counts"] == "worse").sum()),
-            "of": len(mine), "helps FDM more": int((other["high"] < 1).sum()),
-            "helps FDM less": int((other["low"] > 1).sum()), "of pairs": len(other),
+            "of": len(mine), "helps FDM more": int((other["counts"] == "more").sum()),
+            "helps FDM less": int((other["counts"] == "less").sum()), "of pairs": len(other),
         })  # fmt: skip
     return pd.DataFrame(out)
 
 
-def _mixture_draws(mixture: Mixture, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def expected(comparisons: int) -> float:
+    """How many of so many comparisons would count on one side by chance alone, at most, if one space decided."""
+    return TAIL * comparisons
+
+
+def alike(table: pd.DataFrame, *names: str) -> pd.DataFrame:
+    """The rows of a summary of the systems whose names begin like that, as strings for people."""
+    return tables.shown(table[table["system"].str.startswith(names)])
+
+
+# ------------------------------------------------------------------------------------------------ the mixture
+
+
+def on_mixture(sampler: str, nfe: list[int], **options: float | str) -> pd.Series:
+    """W1 of one sampler on the mixture of three, by evaluations; those that it cannot make are left out."""
+    draws = _draws(1)
+    found = {n: _w1(sampler, n, None, False, options, draws) for n in nfe if systems.possible(sampler, n)}
+    return pd.Series(found, name="W1").rename_axis("NFE")
+
+
+def w1(profile: Profile) -> pd.DataFrame:
+    """W1 between samples and data on the mixture of three, by system and evaluations, with the exact denoiser.
+
+    Tuned systems are tuned on other samples. An image of one pixel has no bands but the low one, so that averages are
+    those of all bands and DCW is its form in the pixels; it has no variance, so that shifted time steps are left out.
+    """
+    par, out, best = of(profile), [], dict[tuple[str, int], dict[str, float | str]]()
+    shown, other = _draws(1), _draws(2)
+    for each in par.systems:
+        if each.sampler == "ts-ddim" or each.like or each.other_latents:
+            continue
+        numbers = [n for n in par.nfe if systems.possible(each.sampler, n, (("to_zero", float(each.to_zero)),))]
+        how = (each.grid, each.to_zero)
+        if each.tune:
+            scores = {
+                (n, place): math.log(_w1(each.sampler, n, *how, options, other))
+                for n in numbers for place, options in enumerate(each.candidates)
+            }  # fmt: skip
+            for n in numbers:
+                among = numbers if each.together else [n]
+                total = [sum(scores[m, place] for m in among) for place in range(len(each.candidates))]
+                best[each.name, n] = each.candidates[total.index(min(total))]
+        for n in numbers:
+            options = best.get((each.name, n), each.candidates[0])
+            told = ", ".join(f"{key}={value}" for key, value in options.items()) if each.tune else ""
+            value = _w1(each.sampler, n, *how, options, shown)
+            out.append({"system": each.name, "nfe": n, "W1": value, "options": told})
+    return pd.DataFrame(out)
+
+
+Draws = tuple[torch.Tensor, torch.Tensor]  # data, sorted, and unit noise
+
+
+def _draws(seed: int) -> Draws:
     generator = torch.Generator().manual_seed(seed)
-    data = mixture.draw(DRAWN, generator).flatten().sort().values
+    data = Mixture.reference().draw(DRAWN, generator).flatten().sort().values
     return data, torch.randn(DRAWN, 1, 1, 1, generator=generator, dtype=torch.float64)
 
 
-def _w1(mixture, sampler, nfe, end, grid, options, draws) -> float:  # type: ignore[no-untyped-def]
+def _w1(sampler: str, nfe: int, grid: str | None, end: bool, options: dict[str, float | str], draws: Draws) -> float:
     entry, (data, unit) = SAMPLERS[sampler], draws
     levels = GRIDS[grid or entry.grid](0.002, 80.0, end)
 
     def noise(step: int) -> torch.Tensor:
         return torch.randn(unit.shape, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
 
-    *_, x = entry.sample(mixture, 80 * unit, levels, entry.steps(nfe, end), noise, **options)
+    *_, x = entry.sample(Mixture.reference(), 80 * unit, levels, entry.steps(nfe, end), noise, **options)
     return float((x.flatten().sort().values - data).abs().mean())
 
 
 def papers(rows: pd.DataFrame, par: SystemsParams) -> pd.DataFrame:
-    """The papers' own numbers beside this study's: the ratio of a system over DDIM, here at the nearest evaluations."""
+    """The papers' own FID beside this study's KID: the ratio of a system over DDIM, here at the nearest evaluations."""
     published = pd.read_csv(root() / "results" / "published" / "systems.csv")
-    mine = ratios(rows, par)
+    mine, out = ratios(rows, par), []
     mine = mine[mine["quantity"] == spaces(rows)[0]]
-    out = []
     for each in published.to_dict("records"):
         near = min(par.nfe, key=lambda nfe: abs(nfe - each["nfe"]))
         row = {"system": each["system"], "NFE, theirs": each["nfe"], "FID over": each["fid_over"], "FID": each["fid"],

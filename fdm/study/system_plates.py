@@ -14,7 +14,7 @@ from fdm.study.figures import COLOUR, GREY, MARKER
 from fdm.study.measurements import label, select
 from fdm.study.profiles import Profile
 
-MOST = 3.0  # ratio at which a colour ends
+MOST = 10.0  # ratio at which a colour ends
 
 
 def _cell(profile: Profile, cell: str) -> str:
@@ -23,18 +23,19 @@ def _cell(profile: Profile, cell: str) -> str:
 
 
 def standing(profile: Profile, ratios: pd.DataFrame) -> Figure:
-    """Every system over the first one, by evaluations: a panel a cell. A dot marks what counts in two spaces."""
+    """Every system over the first one by evaluations, a panel a cell. A dot marks what counts; grey is not measured."""
     cells = list(dict.fromkeys(ratios["cell"]))
     systems = [each.name for each in standings.of(profile).systems[1:]]
     numbers = standings.of(profile).nfe
     space = ratios["quantity"].iloc[0]
-    figure, axes = plt.subplots(1, len(cells), figsize=(2.6 + 1.55 * len(cells), 0.9 + 0.24 * len(systems)),
+    figure, axes = plt.subplots(1, len(cells), figsize=(2.8 + 1.7 * len(cells), 0.9 + 0.24 * len(systems)),
                                 sharey=True, squeeze=False, layout="constrained")  # fmt: skip
     norm = TwoSlopeNorm(0, -np.log(MOST), np.log(MOST))
     for ax, cell in zip(axes[0], cells, strict=True):
         mine = select(ratios, cell=cell, quantity=space)
         table = mine.pivot_table(index="system", columns="nfe", values="ratio").reindex(systems, columns=numbers)
-        picture = ax.imshow(np.log(table.to_numpy()), cmap="RdBu_r", norm=norm, aspect="auto")
+        ax.set_facecolor("0.8")
+        picture = ax.imshow(np.log(table.to_numpy(float)), cmap="RdBu_r", norm=norm, aspect="auto")
         for _, row in mine[mine["counts"] != ""].iterrows():
             ax.plot(numbers.index(row["nfe"]), systems.index(row["system"]), ".", color="black", ms=4)
         ax.set(xticks=range(len(numbers)), yticks=range(len(systems)), title=_cell(profile, cell))
@@ -44,8 +45,9 @@ def standing(profile: Profile, ratios: pd.DataFrame) -> Figure:
         ax.grid(False)
     figure.supxlabel("network evaluations", fontsize=9)
     bar = figure.colorbar(picture, ax=axes, shrink=0.6, extend="both")
-    bar.set_ticks([*np.log([1 / 3, 0.5, 0.7, 1, 1.5, 2, 3])], labels=["1/3", "0.5", "0.7", "1", "1.5", "2", "3"])
-    bar.set_label(f"{space} over {standings.of(profile).systems[0].name}'s", fontsize=9)
+    ticks = [1 / 10, 1 / 5, 1 / 2, 1, 2, 5, 10]
+    bar.set_ticks([*np.log(ticks)], labels=["1/10", "1/5", "1/2", "1", "2", "5", "10"])
+    bar.set_label(f"{space} over that of {standings.of(profile).systems[0].name}", fontsize=9)
     return figure
 
 
@@ -78,26 +80,25 @@ def _evaluations(ax: plt.Axes, numbers: list[int]) -> None:
 def interaction(profile: Profile, table: pd.DataFrame, nfe: int) -> Figure:
     """What a system does to FDM against what it does to the baseline; on the line it does the same to both."""
     frameworks = [each.upper() for each in FRAMEWORKS if each.upper() in set(table["framework"])]
-    space = table["space"].iloc[0] if len(table) else ""
-    figure, axes = plt.subplots(1, max(len(frameworks), 1), figsize=(4 * max(len(frameworks), 1), 4), sharex=True,
+    base = standings.of(profile).systems[0].name
+    figure, axes = plt.subplots(1, max(len(frameworks), 1), figsize=(5 * max(len(frameworks), 1), 4.5), sharex=True,
                                 sharey=True, squeeze=False, layout="constrained")  # fmt: skip
     for ax, framework in zip(axes[0], frameworks, strict=False):
-        mine = select(table, framework=framework, nfe=nfe, space=space)
-        same = (mine["low"] < 1) & (mine["high"] > 1)
+        mine = select(table, framework=framework, nfe=nfe)
         colour = COLOUR[framework.lower()]
-        for part, full in ((mine[~same], True), (mine[same], False)):
+        for counts in (True, False):
+            part = mine[(mine["counts"] != "") == counts]
             ax.plot(part["baseline"], part["fdm"], MARKER[framework.lower()], color=colour, ls="",
-                    markerfacecolor=colour if full else "white")  # fmt: skip
-        for _, row in mine[~same].iterrows():
-            ax.annotate(
-                row["system"], (row["baseline"], row["fdm"]), fontsize=6, xytext=(4, 2), textcoords="offset points"
-            )
-        ax.set(xscale="log", yscale="log", title=framework, xlabel="baseline: over DDIM's")
+                    markerfacecolor=colour if counts else "white")  # fmt: skip
+        for _, row in mine[mine["counts"] != ""].iterrows():
+            place = (row["baseline"], row["fdm"])
+            ax.annotate(row["system"], place, fontsize=6, xytext=(4, 2), textcoords="offset points")
+        ax.set(xscale="log", yscale="log", title=framework, xlabel=f"baseline: over {base}")
         ax.axline((1, 1), (2, 2), color=GREY, lw=1, ls=":")
         for axis in (ax.xaxis, ax.yaxis):
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
-    axes[0, 0].set_ylabel("FDM: over DDIM's")
+    axes[0, 0].set_ylabel(f"FDM: over {base}")
     return figure
 
 
@@ -126,40 +127,43 @@ def grids(profile: Profile, table: pd.DataFrame) -> Figure:
 
 
 def surface(profile: Profile, rows: pd.DataFrame, nfe: int) -> Figure:
-    """MASF by sign, size and schedule over DDIM, which is at the origin: on the block of latents that is for tuning."""
-    space = standings.spaces(select(rows, part="tuning"))[0]
-    mine = select(rows, part="tuning", nfe=nfe, quantity=space, sampler="masf")
+    """MASF by sign, size and schedule over DDIM, which is at the origin: on the latents for tuning, of one training."""
+    mine = select(rows, part="tuning", nfe=nfe, sampler="masf")
+    mine = mine[mine["quantity"] != "seconds"]
     mine = mine.assign(
         size=standings.option(mine, "size"), schedule=mine["options"].str.extract(r"schedule=([a-z ]+)", expand=False),
-        eps=mine["options"].str.extract(r"eps=([a-zA-Z ]+)", expand=False),
+        eps=mine["options"].str.extract(r"eps=([a-zA-Z ]+)", expand=False).fillna("of D"),
     )  # fmt: skip
     cells = list(dict.fromkeys(mine["cell"]))
     figure, axes = plt.subplots(1, max(len(cells), 1), figsize=(2.4 * max(len(cells), 1) + 1.5, 3), sharey=True,
                                 squeeze=False, layout="constrained")  # fmt: skip
     colours = dict(zip(dict.fromkeys(mine["schedule"]), sns.color_palette("tab10"), strict=False))
     for ax, cell in zip(axes[0], cells, strict=False):
-        first = select(
-            rows, part="systems", cell=cell, nfe=nfe, quantity=space, system=standings.of(profile).systems[0].name
-        )
+        here = select(mine, cell=cell)
+        origin = here[here["size"] == 0]["value"].mean()
         ax.axhline(1, color=GREY, lw=1, ls=":")
         ax.axvline(0, color=GREY, lw=1, ls=":")
-        for (schedule, eps), line in select(mine, cell=cell).groupby(["schedule", "eps"], sort=False):
-            line = line.sort_values("size")
-            ax.plot(line["size"], line["value"] / first["value"].mean(), ls="-" if eps == "of D" else "--", marker=".",
-                    color=colours[schedule], label=f"{schedule}, noise {eps}")  # fmt: skip
+        for (schedule, eps), line in here.groupby(["schedule", "eps"], sort=False):
+            line = line.drop_duplicates("size").set_index("size")["value"]
+            line[0.0] = origin
+            line = line.sort_index() / origin
+            ax.plot(line.index, line, ls="-" if eps == "of D" else "--", marker=".", color=colours[schedule],
+                    label=f"{schedule}, noise {eps}")  # fmt: skip
         ax.set(yscale="log", title=_cell(profile, cell), xlabel="size of the average")
         ax.title.set_fontsize(9)
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         ax.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
-    axes[0, 0].set_ylabel(f"{space} over DDIM's", fontsize=8)
+    quantity = mine["quantity"].iloc[0] if len(mine) else ""
+    axes[0, 0].set_ylabel(f"{quantity} over DDIM's", fontsize=8)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper", fontsize=7)
     return figure
 
 
 def scalars(profile: Profile, tuned: pd.DataFrame, oracle: pd.DataFrame) -> Figure:
     """The best scale of epsilon scaling less 1, and the best share of DCW, by evaluations, exact denoisers beside."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    for ax, (system, name, less) in zip(axes, (("epsilon scaling", "scale", 1), ("DCW", "low", 0)), strict=True):
+    shown = [("epsilon scaling", "scale", 1), ("DCW", "low", 0), ("iPNDM, scaled", "scale", 1)]
+    figure, axes = plt.subplots(1, len(shown), figsize=(12, 3.2), layout="constrained")
+    for ax, (system, name, less) in zip(axes, shown, strict=True):
         mine = select(tuned, system=system)
         for cell, line in mine.groupby("cell", sort=False):
             par = profile.cells[str(cell)]
@@ -172,7 +176,7 @@ def scalars(profile: Profile, tuned: pd.DataFrame, oracle: pd.DataFrame) -> Figu
             ax.plot(
                 line["nfe"], standings.option(line, name) - less, ":", color=GREY, label="exact, the mixture of three"
             )
-        ax.set(xscale="log", ylim=(0, None), title=system, xlabel="network evaluations",
+        ax.set(xscale="log", title=system, xlabel="network evaluations",
                ylabel=f"best {name}{' - 1' if less else ''}")  # fmt: skip
         _evaluations(ax, standings.of(profile).nfe)
     axes[0].legend(fontsize=7)

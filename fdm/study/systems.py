@@ -1,11 +1,13 @@
 """Systems compared: each way to sample on each network, by quality against evaluations.
 
-All start from the same latents at the same noise level, and end at the lowest one. Latents come in blocks: whatever is
-tuned is tuned on the first, with the first seed of a cell, and reported on the others. Each measurement is remembered
-by all that shapes it.
+All start from the same latents at the same noise level, and end at the lowest one, but for those whose last step is
+said to go to zero. Each training has latents of its own, the same for every system and for the same seed of every cell,
+so that trainings differ by latents as well. Whatever is tuned is tuned on a block apart, with the first seed of a cell.
+Each measurement is remembered by all that shapes it.
 """
 
 import copy
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -17,24 +19,27 @@ import torch
 from torch import Tensor
 from torch_fidelity.metric_kid import kernel_poly
 
-from fdm.data.datasets import Dataset, halves, to_uint8
+from fdm.data.datasets import Dataset, halves, to_float, to_uint8
 from fdm.files import digest, root, write_json
 from fdm.metrics import classifier, distances, features, learned
 from fdm.model.denoiser import Denoise
 from fdm.samplers import SAMPLERS
 from fdm.study import closure, networks
-from fdm.study.profiles import Profile, SystemsParams
+from fdm.study.profiles import Profile, SystemParams, SystemsParams
 from fdm.tasks import generation
 from fdm.training import processes
 
-CONVERGED = ("heun", 255)  # the solution that a sample's distance is measured to
+CONVERGED = ("heun", 256)  # the solution that a sample's distance is measured to
 FLOOR = "real-images"  # the name of what is measured of real images, beside those of cells
 RECALL = 1000  # real images behind recall, whose cost grows with their square
+TUNING, REPORTED, OTHER = range(3)  # blocks of latents
+FLOORS = 20  # sets of real images behind the floor
 CONTEXT = ("cell", "profile", "dataset", "run", "framework", "kernel", "seed")
 MEASURED = ("part", "system", "sampler", "options", "nfe", "block", "quantity", "value", "n")
 ORIGIN = ("experiment", "source", "checkpoint", "device")
 
 Options = tuple[tuple[str, float | str], ...]
+Best = dict[tuple[str, int], Options]
 
 
 class Sampling(NamedTuple):
@@ -43,7 +48,7 @@ class Sampling(NamedTuple):
     part: str
     system: str
     sampler: str
-    options: Options  # its grid among them
+    options: Options  # its grid, and a last step to zero, among them
     nfe: int
     block: int
 
@@ -54,43 +59,46 @@ class Sampling(NamedTuple):
         return ", ".join(told)
 
 
-def to_zero(sampler: str, nfe: int) -> bool | None:
-    """Whether a sampler that makes `nfe` evaluations ends at zero noise: it does not where it can; None for neither."""
-    for end in (False, True):
-        try:
-            SAMPLERS[sampler].steps(nfe, end)
-        except ValueError:
-            continue
-        return end
-    return None
+def possible(sampler: str, nfe: int, options: Options = ()) -> bool:
+    """Whether a sampler can make that many evaluations and end as it is to."""
+    try:
+        SAMPLERS[sampler].steps(nfe, bool(dict(options).get("to_zero", False)))
+    except ValueError:
+        return False
+    return True
 
 
 def tuned(par: SystemsParams) -> list[Sampling]:
-    """What is tried on the first block, with the first seed of a cell."""
+    """What is tried on the latents for tuning, with the first seed of a cell."""
     return [
-        Sampling("tuning", each.name, each.sampler, _options(options, each.grid), nfe, 0)
-        for each in par.systems if each.tune for nfe in par.nfe if to_zero(each.sampler, nfe) is not None
-        for options in each.candidates
+        Sampling("tuning", each.name, each.sampler, options, nfe, TUNING)
+        for each in par.systems if each.tune for nfe in par.nfe
+        for options in map(functools.partial(_options, each), each.candidates)
+        if possible(each.sampler, nfe, options)
     ]  # fmt: skip
 
 
-def reported(par: SystemsParams, best: dict[tuple[str, int], Options]) -> list[Sampling]:
+def reported(par: SystemsParams, best: Best) -> list[Sampling]:
     """What is measured of every run; `best` has the options of tuned systems by name and evaluations."""
-    out = [
-        Sampling("systems", each.name, each.sampler, best.get((each.name, nfe), first), nfe, block)
-        for each in par.systems for first in [_options(each.candidates[0], each.grid)]
-        for nfe in par.nfe if to_zero(each.sampler, nfe) is not None
-        for block in range(1, par.blocks)
-    ]  # fmt: skip
+    out = []
+    for each in par.systems:
+        own = _options(each, each.candidates[0])
+        for nfe in par.nfe:
+            chosen = best.get((each.like or each.name, nfe), own)
+            options = tuple(sorted((dict(chosen) | dict(own)).items())) if each.like else chosen
+            if possible(each.sampler, nfe, options):
+                block = OTHER if each.other_latents else REPORTED
+                out.append(Sampling("systems", each.name, each.sampler, options, nfe, block))
+    crossed = par.crossed
     return out + [
-        Sampling("crossed", SAMPLERS[sampler].label, sampler, (("grid", grid),), nfe, 1)
-        for sampler in par.crossed.samplers for grid in par.crossed.grids for nfe in par.crossed.nfe
-        if to_zero(sampler, nfe) is not None
+        Sampling("crossed", SAMPLERS[sampler].label, sampler, (("grid", grid),), nfe, REPORTED)
+        for sampler in crossed.samplers for grid in crossed.grids for nfe in crossed.nfe if possible(sampler, nfe)
     ]  # fmt: skip
 
 
-def _options(options: dict[str, float | str], grid: str | None) -> Options:
-    return tuple(sorted((options | ({"grid": grid} if grid else {})).items()))
+def _options(system: SystemParams, options: dict[str, float | str]) -> Options:
+    more: dict[str, float | str] = {"grid": system.grid} if system.grid else {}
+    return tuple(sorted((options | more | ({"to_zero": 1.0} if system.to_zero else {})).items()))
 
 
 def evaluations(profile: Profile, cell: str) -> int:
@@ -98,9 +106,13 @@ def evaluations(profile: Profile, cell: str) -> int:
     par = profile.evaluation.systems
     if par is None:
         return 0
-    runs, converged = len(profile.runs_of(cell)), CONVERGED[1] * par.blocks
-    each_run = sum(each.nfe for each in reported(par, {})) + converged
-    return par.samples * (sum(each.nfe for each in tuned(par)) + runs * each_run)
+    each_run = sum(each.nfe for each in reported(par, {})) + _converged(par)
+    return par.samples * (sum(each.nfe for each in tuned(par)) + len(profile.runs_of(cell)) * each_run)
+
+
+def _converged(par: SystemsParams) -> int:
+    """Evaluations a sample behind the converged solutions of a run."""
+    return CONVERGED[1] * len({each.block for each in reported(par, {})})
 
 
 class Judge:
@@ -146,6 +158,21 @@ def _pairs(found: Tensor) -> float:
     return float((K.sum() - K.trace()) / (n * (n - 1)))
 
 
+class Counted:
+    """A denoiser that counts how often it is asked: the evaluations of a table are these, and nobody's formula."""
+
+    condition = None
+
+    def __init__(self, denoiser: Denoise) -> None:
+        self.denoiser, self.calls = denoiser, 0
+        self.shape, self.classes, self.sigma_range = denoiser.shape, denoiser.classes, denoiser.sigma_range
+
+    def __call__(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        """D(x; sigma) of the denoiser."""
+        self.calls += 1
+        return self.denoiser(x, sigma, class_labels)
+
+
 class Bench:
     """One run: its denoiser, its blocks of latents, and the solutions that samples are compared with."""
 
@@ -168,14 +195,16 @@ class Bench:
         self.dataset = dataset
 
     def seeds(self, block: int) -> range:
-        """The seeds of the latents of a block."""
-        return range(block * self.par.samples, (block + 1) * self.par.samples)
+        """The seeds of the latents of a block, of this training alone."""
+        first = (3 * self.profile.run(self.name).seed + block) * self.par.samples
+        return range(first, first + self.par.samples)
 
     @torch.inference_mode()
     def end(self, denoiser: Denoise, seeds: range, sampler: str, nfe: int, options: Options = ()) -> Tensor:
         """Samples as they are, float64 (N, C, H, W)."""
-        end = to_zero(sampler, nfe)
-        *_, x = generation.trajectory(denoiser, seeds, sampler, nfe, self.device, to_zero=end, **dict(options))  # type: ignore[arg-type]
+        how: dict[str, Any] = dict(options)
+        how["to_zero"] = bool(how.get("to_zero", False))
+        *_, x = generation.trajectory(denoiser, seeds, sampler, nfe, self.device, **how)
         return x.cpu()
 
     def solution(self, block: int, exact: bool = False) -> Tensor:
@@ -188,8 +217,8 @@ class Bench:
 
     def measure(self, what: Sampling, judge: Judge) -> list[dict[str, Any]]:
         """A row a quantity."""
-        began = time.perf_counter()
-        x = self.end(self.denoiser, self.seeds(what.block), what.sampler, what.nfe, what.options)
+        began, counted = time.perf_counter(), Counted(self.denoiser)
+        x = self.end(counted, self.seeds(what.block), what.sampler, what.nfe, what.options)
         found = {"seconds": (time.perf_counter() - began) / len(x)}
         if what.part != "tuning":
             found["distance"] = _distance(x, self.solution(what.block))
@@ -198,7 +227,7 @@ class Bench:
         if what.part != "crossed":
             _, labels = generation.draw_latents(self.seeds(what.block), self.denoiser.shape, self.denoiser.classes)
             found |= judge.scores(to_uint8(x), labels if self.denoiser.classes else None, what.part == "tuning")
-        row = what._asdict() | {"options": what.text, "n": len(x)}
+        row = what._asdict() | {"options": what.text, "nfe": counted.calls, "n": len(x)}
         return [row | {"quantity": quantity, "value": value} for quantity, value in found.items()]
 
 
@@ -246,36 +275,56 @@ def compare(
     assert par is not None
     torch.set_num_threads(profile.threads)
     judge, rows = Judge(profile, dataset, device), list[dict[str, Any]]()
-    best: dict[tuple[str, int], Options] = {}
+    best: Best = {}
     for number, name in enumerate(profile.runs_of(cell)):
         bench = Bench(profile, name, dataset, expected(name), device)
         if advance:
-            advance(par.samples * par.blocks * CONVERGED[1])
+            advance(par.samples * _converged(par))
         if number == 0:
-            least = dict[tuple[str, int], float]()
-            for what, found in _measured(bench, tuned(par), judge, advance):
-                rows += found
-                place = (what.system, what.nfe)
-                value = next(row["value"] for row in found if row["quantity"] == judge.frechet)
-                if value < least.get(place, math.inf):
-                    best[place], least[place] = what.options, value
+            tried = [*_measured(bench, tuned(par), judge, advance)]
+            rows += [row for _, found in tried for row in found]
+            best = choose(par, {what: _quick(found, judge) for what, found in tried})
         for _, found in _measured(bench, reported(par, best), judge, advance):
             rows += found
     return pd.DataFrame(rows).reindex(columns=[*CONTEXT, *MEASURED, *ORIGIN])
 
 
+def _quick(found: list[dict[str, Any]], judge: Judge) -> float:
+    """The distance that decides what is best: the Frechet distance in the extractor's space."""
+    return next(row["value"] for row in found if row["quantity"] == judge.frechet)
+
+
+def choose(par: SystemsParams, scores: dict[Sampling, float]) -> Best:
+    """The best options of each tuned system by evaluations, from the scores of all that was tried.
+
+    Of one that has a single combination for all evaluations, that of the least mean logarithm.
+    """
+    best: Best = {}
+    for each in par.systems:
+        tried = {what: math.log(score) for what, score in scores.items() if what.system == each.name}
+        numbers = sorted({what.nfe for what in tried})
+        for nfe in numbers:
+            among = numbers if each.together else [nfe]
+            mean = dict[Options, float]()
+            for what, score in tried.items():
+                if what.nfe in among:
+                    mean[what.options] = mean.get(what.options, 0) + score
+            best[each.name, nfe] = min(mean, key=lambda options: mean[options])
+    return best
+
+
 def floor(profile: Profile, dataset: Dataset, device: str = "cpu") -> pd.DataFrame:
-    """The same scores of real images, those that the others are not compared with: what a perfect system would get."""
+    """The same scores of real images that are held out: what a perfect system would get, set by set."""
     par = profile.evaluation.systems
     assert par is not None
-    judge, others = Judge(profile, dataset, device), halves(len(dataset.images))[1]
+    judge, real = Judge(profile, dataset, device), to_uint8(to_float(dataset.held))
     rows = []
-    for block in range(1, par.blocks):
-        part = others[torch.randperm(len(others), generator=torch.Generator().manual_seed(block))[: par.samples]]
-        called = digest([dataset.sha256, judge.weights, par.samples, block, closure.identity("systems")])
-        for quantity, value in judge.scores(dataset.images[part], dataset.labels[part]).items():
+    for number in range(FLOORS):
+        part = torch.randperm(len(real), generator=torch.Generator().manual_seed(number))[: par.samples]
+        called = digest([dataset.sha256, judge.weights, par.samples, number, closure.identity("systems")])
+        for quantity, value in judge.scores(real[part], dataset.held_labels[part]).items():
             context = {"cell": FLOOR, "profile": profile.profile, "dataset": profile.dataset.name, "part": FLOOR}
-            row = {"system": FLOOR, "block": block, "quantity": quantity, "value": value, "n": len(part)}
+            row = {"system": FLOOR, "block": number, "quantity": quantity, "value": value, "n": len(part)}
             rows.append(context | row | {"experiment": called, "device": device})
     return pd.DataFrame(rows).reindex(columns=[*CONTEXT, *MEASURED, *ORIGIN])
 
