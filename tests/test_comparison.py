@@ -20,12 +20,16 @@ from .test_errors import as_trained
 
 NETWORK = "edm-fdm"
 FEW = {
-    "samples": 16, "blocks": 3, "nfe": [5, 8],
+    "samples": 16, "nfe": [5, 8],
     "systems": [
         {"name": "DDIM", "sampler": "ddim"},
+        {"name": "again", "sampler": "ddim", "other_latents": True},
         {"name": "Heun", "sampler": "heun"},
         {"name": "F-PNDM", "sampler": "f-pndm"},
-        {"name": "scaled", "sampler": "epsilon-scaling", "tune": {"scale": [1.01, 1.2]}},
+        {"name": "scaled", "sampler": "epsilon-scaling", "tune": {"scale": [1.01, 1.2]}, "against": ["Heun"]},
+        {"name": "one for all", "sampler": "epsilon-scaling", "tune": {"scale": [1.01, 1.2]}, "together": True},
+        {"name": "shifted", "sampler": "ts-ddim", "tune": {"window": [20, 80]}},
+        {"name": "shifted up", "sampler": "ts-ddim", "shift": "up", "like": "shifted", "to_zero": True},
     ],
     "crossed": {"samplers": ["ddim"], "grids": ["karras", "vp-time"], "nfe": [5]},
 }  # fmt: skip
@@ -40,7 +44,7 @@ def comparing(smoke, **changes):
 @pytest.fixture
 def compared(smoke, monkeypatch):
     """The profile, its data, and the comparison on a network."""
-    monkeypatch.setattr(systems, "CONVERGED", ("heun", 31))
+    monkeypatch.setattr(systems, "CONVERGED", ("heun", 32))
     profile = comparing(smoke)
     dataset = sources.prepare(profile.dataset, profile.dataset_file)
     as_trained(profile, f"{NETWORK}-0", dataset)
@@ -50,37 +54,60 @@ def compared(smoke, monkeypatch):
 # ------------------------------------------------------------------------------------------------- measurement
 
 
-def test_what_is_tuned_is_tuned_on_one_block_and_reported_on_others(compared):
+def test_what_is_tuned_is_tuned_on_other_latents_and_reported_with_the_best(compared):
     _, _, rows = compared
-    tried = rows[rows["part"] == "tuning"]
-    assert set(tried["block"]) == {0} and set(tried["system"]) == {"scaled"}
-    assert set(rows[rows["part"] == "systems"]["block"]) == {1, 2}
+    tried, told = rows[rows["part"] == "tuning"], rows[rows["part"] == "systems"]
+    assert set(tried["block"]) == {systems.TUNING} and set(tried["system"]) == {"scaled", "one for all", "shifted"}
+    assert set(told[told["system"] != "again"]["block"]) == {systems.REPORTED}
+    assert set(told[told["system"] == "again"]["block"]) == {systems.OTHER}
+    scores = tried[tried["quantity"] == "FD(EfficientNet-Lite0)"]
+    chosen = told.drop_duplicates(["system", "nfe"]).set_index(["system", "nfe"])["options"]
     for nfe in (5, 8):
-        scores = tried[(tried["nfe"] == nfe) & (tried["quantity"] == "FD(EfficientNet-Lite0)")]
-        best = scores.loc[scores["value"].idxmin(), "options"]
-        chosen = rows[(rows["part"] == "systems") & (rows["system"] == "scaled") & (rows["nfe"] == nfe)]["options"]
-        assert set(chosen) == {best}
-    assert set(standings.tuned(rows)["options"]) <= {"scale=1.01", "scale=1.2"}
+        for system in ("scaled", "shifted"):
+            mine = scores[(scores["nfe"] == nfe) & (scores["system"] == system)]
+            assert chosen[system, nfe] == mine.loc[mine["value"].idxmin(), "options"]
+        window = chosen["shifted", nfe].removeprefix("window=")
+        assert chosen["shifted up", nfe] == f"shift=up, to_zero=1, window={window}"
+    mine = scores[scores["system"] == "one for all"].assign(value=lambda each: np.log(each["value"]))
+    assert chosen["one for all", 5] == chosen["one for all", 8] == mine.groupby("options")["value"].mean().idxmin()
+    table = standings.tuned(rows)
+    assert set(table["system"]) == {"scaled", "one for all", "shifted"}
+    assert set(standings.option(table[table["system"] == "scaled"], "scale")) <= {1.01, 1.2}
 
 
-def test_a_system_has_the_evaluations_that_it_can_make_and_starts_from_the_same_latents(compared):
+def test_a_system_has_the_evaluations_that_it_can_make_and_starts_from_latents_of_the_training(compared):
     profile, dataset, rows = compared
     told = rows[rows["part"] == "systems"]
-    assert set(told[told["system"] == "Heun"]["nfe"]) == {5, 8}  # one of them ends at zero
+    assert set(told[told["system"] == "Heun"]["nfe"]) == {8}  # as it ends where the others do
     assert "F-PNDM" not in set(told["system"])
     assert set(rows["nfe"]) == {5, 8}  # as they were counted
     spaces = ("EfficientNet-Lite0", "pixels", "classifier")
     scores = [f"{kind}({space})" for space in spaces for kind in ("FD", "KID")]
     assert [*told["quantity"].unique()] == ["seconds", "distance", "flow distance", *scores, "recall", "accuracy"]
-    # By hand: the distance of a block's samples to the converged ones of the same seeds.
+    # By hand: the distance of the samples of the second block to the converged ones of the same seeds.
     denoiser, _ = networks.denoiser_of(profile, f"{NETWORK}-0", dataset, profile.checkpoints(f"{NETWORK}-0"), 1.0)
     ends = [
-        [*generation.trajectory(denoiser, range(16, 32), sampler, nfe, to_zero=end)][-1]
-        for sampler, nfe, end in (("ddim", 8, False), ("heun", 31, True))
+        [*generation.trajectory(denoiser, range(16, 32), sampler, nfe, to_zero=False)][-1]
+        for sampler, nfe in (("ddim", 8), ("heun", 32))
     ]
     distance = (ends[0] - ends[1]).square().mean((1, 2, 3)).sqrt().median().item()
-    found = told.query("system == 'DDIM' and nfe == 8 and block == 1 and quantity == 'distance'")["value"]
+    found = told.query("system == 'DDIM' and nfe == 8 and quantity == 'distance'")["value"]
     assert found.item() == pytest.approx(distance, rel=1e-6)
+    again = told.query("system == 'again' and nfe == 8 and quantity == 'distance'")["value"].item()
+    assert again != found.item()
+
+
+def test_every_training_has_its_own_latents_and_equal_seeds_have_equal_ones(compared):
+    profile, dataset, _ = compared
+    other = change(Path(profile.params_file), seeds=[0, 1])
+    for run in (f"{NETWORK}-1", "ve-baseline-1"):
+        as_trained(other, run, dataset)
+    first, second, same = (
+        systems.Bench(other, run, dataset, None, "cpu") for run in (f"{NETWORK}-0", f"{NETWORK}-1", "ve-baseline-1")
+    )
+    blocks = [set(bench.seeds(block)) for bench in (first, second) for block in range(3)]
+    assert len(set.union(*blocks)) == 6 * 16
+    assert [*second.seeds(1)] == [*same.seeds(1)]
 
 
 def test_solver_and_grid_are_crossed_and_named_by_the_source_of_both(compared):
@@ -98,7 +125,7 @@ def test_what_was_measured_is_remembered_and_what_was_altered_is_measured_again(
     counted = []
     true = systems.Bench.measure
     monkeypatch.setattr(systems.Bench, "measure", lambda *args: counted.append(args[1]) or true(*args))
-    told = []
+    told = list[int]()
     again = systems.compare(profile, NETWORK, dataset, lambda run: None, advance=told.append)
     pd.testing.assert_frame_equal(again, rows)
     assert not counted and sum(told) == systems.evaluations(profile, NETWORK)
@@ -111,10 +138,11 @@ def test_what_was_measured_is_remembered_and_what_was_altered_is_measured_again(
     assert len(counted) == 1
 
 
-def test_real_images_are_scored_as_samples_are(compared):
+def test_real_images_that_no_judge_has_learnt_from_are_scored_as_samples_are(compared, monkeypatch):
     profile, dataset, rows = compared
+    monkeypatch.setattr(systems, "FLOORS", 3)
     floor = systems.floor(profile, dataset)
-    assert set(floor["block"]) == {1, 2} and set(floor["part"]) == {systems.FLOOR}
+    assert set(floor["block"]) == {0, 1, 2} and set(floor["part"]) == {systems.FLOOR}
     real = floor.groupby("quantity")["value"].mean()
     drawn = rows[(rows["part"] == "systems") & (rows["nfe"] == 8)].groupby("quantity")["value"].mean()
     for space in ("EfficientNet-Lite0", "pixels", "classifier"):
@@ -172,7 +200,11 @@ def test_a_comparison_agrees_with_another_machines_to_rounding(tmp_path):
     ({"systems": [{"name": "a", "sampler": "ddim"}, {"name": "b", "sampler": "masf", "eps": "of x"}]},
      "evaluation.systems, b: eps: 'of x' is not allowed for MASF; it must be one of of D, of the mean"),
     ({"crossed": {"samplers": ["ddim"], "grids": ["linear"], "nfe": [5]}}, "'linear' is not known; there are karras"),
-    ({"blocks": 2}, "evaluation.systems.blocks: 2 is not allowed"),
+    ({"samples": 8}, "evaluation.systems.samples: 8 is not allowed"),
+    ({"systems": [{"name": "a", "sampler": "ddim"}, {"name": "b", "sampler": "ddim", "like": "a"}]},
+     "evaluation.systems, b: there is no such system as 'a'"),
+    ({"systems": [{"name": "a", "sampler": "ddim"}, {"name": "b", "sampler": "ddim", "against": ["c"]}]},
+     "evaluation.systems, b: there is no such system as 'c'"),
 ])  # fmt: skip
 def test_a_comparison_that_cannot_be_made_is_refused_with_one_sentence(smoke, changes, sentence, capsys):
     with pytest.raises(FdmError) as raised:
@@ -209,32 +241,49 @@ def test_the_profile_is_of_the_networks_of_the_evidence():
 
 # ---------------------------------------------------------------------------------------------- what is made of it
 
+SPACES = ("EfficientNet-Lite0", "pixels", "classifier")
+FLOOR = 0.01  # c of every space
+PAR = systems.SystemsParams.model_validate(FEW | {"nfe": [5]})
 
-def made_up(effects, interaction=1.0, noise=0.01, spaces=("EfficientNet-Lite0", "pixels", "classifier")):
-    """Rows of two cells in which a system multiplies the first one's distance; FDM's by `interaction` more."""
-    rng = np.random.default_rng(0)
-    rows = []
-    for cell, kernel in (("edm-baseline", "baseline"), ("edm-fdm", "fdm")):
-        for seed in range(3):
-            level = math.exp(rng.normal(0, 0.3))
-            for system, factor in {"DDIM": (1.0,) * 3, **effects}.items():
-                for space, each in zip(spaces, factor, strict=True):
-                    more = interaction if kernel == "fdm" and system != "DDIM" else 1
-                    rows += [
-                        {"cell": cell, "part": "systems", "system": system, "nfe": 5, "block": block, "seed": seed,
-                         "quantity": f"FD({space})", "options": "",
-                         "value": level * each * more * math.exp(rng.normal(0, noise))}
-                        for block in (1, 2)
-                    ]  # fmt: skip
+
+def made_up(effects, interaction=1.0, noise=0.01, trainings=5, seed=0, kernel=1.0, latents=0.0):
+    """KIDs of two cells in which a system multiplies the first one's (KID + c); FDM's by `interaction` more.
+
+    `latents` is the deviation of what latents do to a system, which is the same for both cells of a training.
+    """
+    rng = np.random.default_rng(seed)
+    rows = [
+        {"cell": systems.FLOOR, "part": systems.FLOOR, "quantity": f"KID({space})", "value": value}
+        for space in SPACES for value in (-FLOOR, *[0.0] * 18, FLOOR, FLOOR, FLOOR)
+    ]  # fmt: skip
+    for training in range(trainings):
+        shared = {(system, space): rng.normal(0, latents) for system in effects for space in SPACES}
+        for cell in ("edm-baseline", "edm-fdm"):
+            fdm = cell == "edm-fdm"
+            level = 0.5 * math.exp(rng.normal(0, 0.3)) * (kernel if fdm else 1)
+            for system, factors in {"DDIM": (1.0,) * 3, **effects}.items():
+                for space, each in zip(SPACES, factors, strict=True):
+                    more = interaction if fdm and system != "DDIM" else 1
+                    moved = math.exp(rng.normal(0, noise) + shared.get((system, space), 0))
+                    rows.append({
+                        "cell": cell, "part": "systems", "system": system, "nfe": 5, "seed": training,
+                        "quantity": f"KID({space})", "options": "", "value": level * each * more * moved - FLOOR,
+                    })  # fmt: skip
     return pd.DataFrame(rows)
 
 
-PAR = systems.SystemsParams.model_validate(FEW | {"nfe": [5]})
+def two_kernels(smoke):
+    profile = comparing(smoke, nfe=[5])
+    cells = {"edm-baseline": {"framework": "edm", "kernel": "baseline"},
+             "edm-fdm": {"framework": "edm", "kernel": "fdm", "multiplier": 2.0}}  # fmt: skip
+    return change(Path(profile.params_file), cells=cells)
 
 
 def test_a_ratio_is_that_of_equal_latents_and_counts_when_two_of_three_spaces_agree():
     effects = {"good": (0.7, 0.8, 1.0), "bad": (1.3, 1.0, 1.3), "mixed": (0.7, 0.7, 1.3), "none": (1.0, 1.0, 1.0)}
-    table = standings.ratios(made_up(effects), PAR)
+    rows = made_up(effects)
+    assert standings.floors(rows) == pytest.approx(dict.fromkeys(standings.spaces(rows), FLOOR))
+    table = standings.ratios(rows, PAR)
     assert len(table) == 2 * 4 * 3
     for name, factors in effects.items():
         mine = table[(table["system"] == name) & (table["cell"] == "edm-baseline")]
@@ -244,38 +293,59 @@ def test_a_ratio_is_that_of_equal_latents_and_counts_when_two_of_three_spaces_ag
     assert counts["edm-fdm"].to_dict() == {"good": "better", "bad": "worse", "mixed": "", "none": ""}
 
 
-@pytest.mark.parametrize(("interaction", "side"), [(0.8, "high"), (1.25, "low")])
-def test_an_interaction_is_below_one_where_a_system_helps_fdm_more(interaction, side, smoke):
-    rows = made_up({"good": (0.7, 0.8, 1.0), "none": (1.0, 1.0, 1.0)}, interaction)
-    profile = comparing(smoke, nfe=[5])
-    cells = {"edm-baseline": {"framework": "edm", "kernel": "baseline"},
-             "edm-fdm": {"framework": "edm", "kernel": "fdm", "multiplier": 2.0}}  # fmt: skip
-    profile = change(Path(profile.params_file), cells=cells)
-    table = standings.interactions(profile, rows)
+def test_what_is_as_good_as_real_images_does_not_count():
+    """Both far below what real images get: a thousandth is not ten times as good as a hundredth of that."""
+    rows = made_up({"ten times": (1.0,) * 3})
+    mine = rows["part"] == "systems"
+    rows.loc[mine, "value"] = [0.0001 if system == "ten times" else 0.00001 for system in rows[mine]["system"]]
+    table = standings.ratios(rows, PAR)
+    assert table["ratio"].tolist() == pytest.approx([1.01] * 6, abs=0.01)
+
+
+def test_intervals_hold_what_they_are_of_when_latents_move_systems_alike_on_both_kernels():
+    """A training's latents move a system by 20 %: 95 % intervals over trainings must hold the truth, and do."""
+    inside = []
+    for seed in range(60):
+        table = standings.ratios(made_up({"none": (1.0,) * 3}, seed=seed, latents=0.2), PAR)
+        mine = table[(table["cell"] == "edm-fdm") & (table["quantity"] == "KID(pixels)")]
+        inside.append(bool((mine["low"] < 1).item() and (mine["high"] > 1).item()))
+    assert 0.86 < np.mean(inside) <= 1
+
+
+@pytest.mark.parametrize(("interaction", "word"), [(0.8, "more"), (1.25, "less")])
+def test_an_interaction_is_below_one_where_a_system_helps_fdm_more(interaction, word, smoke):
+    rows = made_up({"good": (0.7, 0.8, 1.0), "none": (1.0, 1.0, 1.0)}, interaction, latents=0.2)
+    profile = two_kernels(smoke)
     assert standings.pairs(profile) == [("edm", "edm-baseline", "edm-fdm")]
-    assert table["ratio"].tolist() == pytest.approx([interaction] * 6, rel=0.05)
-    assert ((table["high"] < 1) if side == "high" else (table["low"] > 1)).all()
-    assert table[table["system"] == "good"]["baseline"].tolist() == pytest.approx([0.7, 0.8, 1.0], rel=0.03)
+    table = standings.interactions(profile, rows)
+    assert table["ratio"].tolist() == pytest.approx([interaction] * 2, rel=0.05)
+    assert set(table["counts"]) == {word}
+    latents = math.exp(np.log(table["baseline"][0] / 0.7))  # the same in both
+    assert table["fdm"][0] == pytest.approx(0.7 * interaction * latents, rel=0.03)
     told = standings.summary(standings.ratios(rows, PAR), table, 5).set_index("system")
-    assert told.loc["good", "better"] == 2 if side == "high" else told.loc["good", "better"] >= 1
-    assert told.loc["good", "helps FDM more" if side == "high" else "helps FDM less"] == 1
+    assert told.loc["good", f"helps FDM {word}"] == 1 and told.loc["good", "of"] == 2
 
 
-def test_a_reading_is_compared_with_its_controls():
-    effects = {"TS": (0.8,) * 3, "TS, constant": (0.8,) * 3, "TS, random": (1.2,) * 3, "TS, other": (1.0,) * 3}
-    named = [{"name": name, "sampler": "ddim"} for name in ("DDIM", *effects)]
+def test_the_kernel_itself_is_fdm_over_its_baseline_with_equal_seeds(smoke):
+    table = standings.kernels(two_kernels(smoke), made_up({"good": (0.5,) * 3}, kernel=3.0, noise=0.001))
+    assert list(table["system"]) == ["DDIM", "good"]
+    assert table["ratio"].tolist() == pytest.approx([3, 3], rel=0.6)
+    assert set(table["counts"]) == {"worse"}
+
+
+def test_a_system_is_compared_with_its_controls_and_with_what_it_stands_on():
+    effects = {"read": (0.8,) * 3, "up": (0.8,) * 3, "random": (1.2,) * 3}
+    named = [{"name": name, "sampler": "ddim"} for name in ("DDIM", "up", "random")]
+    named.append({"name": "read", "sampler": "ddim", "against": ["up", "random"]})
     par = systems.SystemsParams.model_validate(FEW | {"nfe": [5], "systems": named})
-    table = standings.controls(made_up(effects), par)
-    assert list(table["control"]) == ["constant"] * 2 + ["random"] * 2
-    told = standings.counted(table).set_index("control")
-    assert told.loc["constant", ["comparisons", "equivalent", "reading better", "control better"]].tolist() == [
-        2,
-        2,
-        0,
-        0,
-    ]
-    assert told.loc["random", ["equivalent", "reading better"]].tolist() == [0, 2]
+    table = standings.against(made_up(effects), par)
+    assert list(table["other"]) == ["up", "random"] * 2
+    assert table["over the first"].tolist() == pytest.approx([0.8] * 4, rel=0.03)
+    told = standings.counted(table).set_index("other")
+    assert told.loc["up", ["comparisons", "better", "worse"]].tolist() == [2, 0, 0]
+    assert told.loc["random", ["better", "worse"]].tolist() == [2, 0]
     assert told.loc["random", "median ratio"] == pytest.approx(2 / 3, rel=0.03)
+    assert told.loc["random", "other's"] == pytest.approx(1.2, rel=0.03)
 
 
 def test_w1_on_the_mixture_is_that_of_the_reference_table_and_tuned_on_other_samples(smoke, monkeypatch):
@@ -284,8 +354,9 @@ def test_w1_on_the_mixture_is_that_of_the_reference_table_and_tuned_on_other_sam
     table = standings.w1(profile).set_index("system")
     assert table.loc["DDIM", "W1"] == pytest.approx(0.167, abs=0.02)
     assert table.loc["scaled", "options"].startswith("scale=") and table.loc["DDIM", "options"] == ""
-    assert "Heun" in table.index and "F-PNDM" not in table.index
+    assert set(table.index) == {"DDIM", "Heun", "scaled", "one for all"}
     assert standings.on_mixture("ddim", [10])[10] == pytest.approx(table.loc["DDIM", "W1"])
+    assert standings.on_mixture("heun", [9, 10]).index.tolist() == [10]
 
 
 def test_published_numbers_stand_beside_the_pattern_here():

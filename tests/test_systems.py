@@ -382,7 +382,7 @@ def test_the_level_of_an_image_of_the_variance_of_a_step_is_that_of_the_step():
         pixels = images(1, 8)
         pixels = (pixels - pixels.mean()) / pixels.std()
         x = pixels * sigma  # in the VP image of variance sigma^2 / (1 + sigma^2)
-        seen = time_shift._seen(x, sigma, float(sigma), 60, "adaptive", None)
+        seen = time_shift.seen(x, sigma, float(sigma), 60)
         assert time_shift.index(float(seen)) == pytest.approx(step, abs=1e-6)
 
 
@@ -394,7 +394,7 @@ def test_at_high_noise_the_level_that_is_read_off_small_images_is_an_edge_of_the
     for step, expected in edges.items():
         sigma = torch.tensor(time_shift.level(step), dtype=torch.float64)
         noise = torch.randn(400, 3, side, side, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
-        seen = time_shift._seen(sigma * noise, sigma, float(sigma), 80, "adaptive", None).flatten()
+        seen = time_shift.seen(sigma * noise, sigma, float(sigma), 80).flatten()
         ends = [time_shift.level(step + shift) for shift in (-40, 40)]
         share = sum(((seen / each - 1).abs() < 1e-9).double().mean().item() for each in ends)
         assert share == pytest.approx(expected, abs=0.09)
@@ -445,23 +445,51 @@ def test_each_image_of_a_batch_has_its_own_level(pictures):
     assert seen[0].dim() == 0 and seen[1].shape == (2,) and seen[1][0] != seen[1][1]
 
 
-def test_the_released_rule_ends_nearly_always_half_a_window_towards_noise(pictures):
-    """So it is a constant shift, but for images at high noise: x is noisier than the next level by a whole step."""
-    levels = torch.tensor([*(time_shift.level(t) for t in range(900, 300, -100)), 0.5], dtype=torch.float64)
-    x = images(64, 16, seed=5) * levels[0]
-    smooth = Mixture(torch.ones(1), torch.zeros(1, 1, 16, 16), torch.full((1,), 0.5))
-    constant, adaptive = (
-        end("ts-ddim", x, Levels(levels), 6, denoise=smooth, window=40, cutoff=300, rule="released", shift=shift)
-        for shift in ("constant", "adaptive")
+@pytest.mark.parametrize(("step", "up", "down"), [(701, 0.71, 0.15), (601, 0.96, 0.0), (501, 1.0, 0.0)])
+def test_the_released_rule_is_half_a_window_up_but_for_images_at_high_noise(step, up, down):
+    """x is noisier than the next level by a whole step: ten steps, pixels of variance 1/4, three channels of 32x32."""
+    generator = torch.Generator().manual_seed(step)
+    clean, noise = (torch.randn(400, 3, 32, 32, generator=generator, dtype=torch.float64) for _ in range(2))
+    s, t = (torch.tensor(time_shift.level(each), dtype=torch.float64) for each in (step, step - 100))
+    found = time_shift.seen(clean / 2 + s * noise, s, float(t), 40).flatten()
+    for share, side in ((up, 20), (down, -20)):
+        edge = (found / time_shift.level(step - 100 + side) - 1).abs() < 1e-9
+        assert edge.double().mean().item() == pytest.approx(share, abs=0.06)
+
+
+def test_with_the_variance_of_the_images_an_image_on_schedule_looks_like_its_own_level():
+    generator = torch.Generator().manual_seed(0)
+    clean, noise = (torch.randn(50, 3, 64, 64, generator=generator, dtype=torch.float64) for _ in range(2))
+    sigma = torch.tensor(time_shift.level(400), dtype=torch.float64)
+    told, untold = (
+        time_shift.seen(clean / 2 + sigma * noise, sigma, float(sigma), 400, variance).mean() for variance in (0.25, 0)
     )
-    same = ((constant - adaptive).abs().amax((1, 2, 3)) < 1e-9).double().mean()
-    assert 0.1 < same < 1
-    chance = UnitNoise(range(64), (1, 16, 16))
-    random = end("ts-ddim", x, Levels(levels), 6, chance, smooth, window=40, cutoff=300, rule="released",
-                 shift="random")  # fmt: skip
-    assert (random - constant).abs().max() > 1e-3
+    assert time_shift.index(float(told)) == pytest.approx(400, abs=15)
+    assert time_shift.index(float(untold)) > 430
+
+
+@pytest.mark.parametrize("rule", time_shift.RULES)
+def test_the_controls_of_shifted_steps_read_nothing_off_the_images(rule, pictures):
+    asked = []
+
+    def denoise(x, sigma, class_labels=None):
+        asked.append(sigma)
+        return pictures(x, sigma)
+
+    def shifted(shift, x, noise=None):
+        asked.clear()
+        return end("ts-ddim", x, Karras(0.02, 80.0), 5, noise, denoise, window=100, cutoff=100, rule=rule, shift=shift)
+
+    x = 80 * images(8, seed=1)
+    up, down = shifted("up", x), shifted("down", x)
+    assert (up - down).abs().max() > 1e-3
+    if rule == "paper":
+        assert len(asked[1].unique()) == 1
+    assert max(float(sigma.max()) for sigma in asked) <= 80
+    random = shifted("random", x, UnitNoise(range(8), (1, 4, 4)))
+    assert (random - up).abs().amax((1, 2, 3)).min() >= 0 and (random - up).abs().max() > 1e-3
     with pytest.raises(ValueError, match="random shift"):
-        end("ts-ddim", x, Levels(levels), 6, denoise=smooth, shift="random")
+        shifted("random", x)
 
 
 # ------------------------------------------------------------------------------------------------------------ grids

@@ -319,11 +319,14 @@ def _of_errors(folder: Path, digits: Dataset, known: Dataset) -> Iterator[tuple[
 def _of_systems(folder: Path, digits: Dataset, known: Dataset) -> Iterator[tuple[str, str]]:
     """Systems of every kind compared, tuned and crossed, on a network and on exact denoisers; and real images."""
     compared = SystemsParams.model_validate({
-        "samples": 16, "blocks": 3, "nfe": [4, 5],
+        "samples": 16, "nfe": [4, 5],
         "systems": [
             {"name": "DDIM", "sampler": "ddim", "eta": 0.5}, {"name": "Heun", "sampler": "heun"},
-            {"name": "VP", "sampler": "ddim", "grid": "vp-time"}, {"name": "F-PNDM", "sampler": "f-pndm"},
+            {"name": "VP", "sampler": "ddim", "grid": "vp-time", "to_zero": True},
+            {"name": "F-PNDM", "sampler": "f-pndm"}, {"name": "again", "sampler": "ddim", "other_latents": True},
             {"name": "MASF", "sampler": "masf", "tune": {"size": [0.1, 0.2], "eps": ["of D", "of the mean"]}},
+            {"name": "high first", "sampler": "masf", "schedule": "high first", "like": "MASF"},
+            {"name": "one for all", "sampler": "masf", "tune": {"size": [0.1, 0.2]}, "together": True},
         ],
         "crossed": {"samplers": ["ddim", "f-pndm"], "grids": ["karras", "vp-time"], "nfe": [5]},
     })  # fmt: skip
@@ -337,7 +340,8 @@ def _of_systems(folder: Path, digits: Dataset, known: Dataset) -> Iterator[tuple
         profile, named = plain.model_copy(update={"evaluation": evaluation}), f"{cell} {number}"
         with (
             mock.patch.object(Profile, "build", folder / f"systems{number}"),
-            mock.patch.object(systems, "CONVERGED", ("heun", 31)),
+            mock.patch.object(systems, "CONVERGED", ("heun", 32)),
+            mock.patch.object(systems, "FLOORS", 2),
         ):
             for run in {*profile.runs_of(cell)} & {*profile.trained}:
                 _as_trained(profile, run, dataset)
