@@ -172,7 +172,7 @@ def test_rows_of_the_evidence_lead_to_their_records_and_to_what_makes_them(exact
 
 
 def test_a_profile_without_tables_says_where_its_cells_are(study):
-    with pytest.raises(FdmError, match="fashion-16 has no tables; its cells are in results/fashion-16/runs"):
+    with pytest.raises(FdmError, match="fashion-16 has no tables of claims; see runs in results/fashion-16"):
         trace.explain(profiles.find("fashion-16"), None)
 
 

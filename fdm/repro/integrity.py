@@ -34,6 +34,7 @@ from fdm.study import (
     published,
     report,
     show,
+    standings,
     tables,
 )
 from fdm.study.profiles import Profile
@@ -148,19 +149,33 @@ def derived(profile: Profile) -> list[str]:
     if (root() / "results" / "exact" / "claims.json").is_file():
         texts[root() / "README.md"] = lambda: show.readme(profiles.find("exact"))
     problems = [each for path, text in texts.items() for each in _problems(lambda p, t: _differs(p, t()), path, text)]
-    return problems + [
-        each for name, make in makers(profile).items() for each in _problems(_table, profile, name, make)
-    ]
+    for folder, made in (("tables", makers(profile)), ("standings", compared(profile))):
+        for name, make in made.items():
+            problems += _problems(_table, profile.results / folder / f"{name}.csv", make)
+    return problems
 
 
-def _table(profile: Profile, name: str, make: Callable[[], pd.DataFrame]) -> list[str]:
+def compared(profile: Profile) -> dict[str, Callable[[], pd.DataFrame]]:
+    """How each table of a comparison of systems is made from its record, by name."""
+    par = profile.evaluation.systems
+    if par is None:
+        return {}
+    rows = measurements.systems(profile)
+    return {
+        "ratios": partial(standings.ratios, rows, par), "quality": partial(standings.quality, rows),
+        "interactions": partial(standings.interactions, profile, rows), "crossed": partial(standings.crossed, rows),
+        "against": partial(standings.against, rows, par), "tuned": partial(standings.tuned, rows),
+    }  # fmt: skip
+
+
+def _table(path: Path, make: Callable[[], pd.DataFrame]) -> list[str]:
     """Where a table is not as it is written from the runs, in all its forms; its Markdown tells which columns show."""
-    content, path = make(), profile.results / "tables" / f"{name}.csv"
+    content = make()
     caption, _, head, *_ = path.with_suffix(".md").read_text(encoding="utf-8").splitlines()
     hidden = [column for column in content.columns if column not in head.strip("| ").split(" | ")]
     with tempfile.TemporaryDirectory() as temporary:
         again = Path(shutil.copy(path, temporary))  # which is left as it is where it differs by rounding alone
-        tables.write_table(content, again.parent, name, caption, tuple(hidden))
+        tables.write_table(content, again.parent, path.stem, caption, tuple(hidden))
         texts = {suffix: again.with_suffix(suffix).read_text(encoding="utf-8") for suffix in (".csv", ".md", ".tex")}
     return [problem for suffix, text in texts.items() for problem in _differs(path.with_suffix(suffix), text)][:1]
 
