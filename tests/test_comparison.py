@@ -16,6 +16,7 @@ from fdm.study import agreement, closure, networks, profiles, runs, standings, s
 from fdm.tasks import generation
 
 from .conftest import change
+from .scratch import ROOT
 from .test_errors import as_trained
 
 NETWORK = "edm-fdm"
@@ -365,3 +366,67 @@ def test_published_numbers_stand_beside_the_pattern_here():
     assert row["ratio, theirs"] == pytest.approx(5.67 / 10.66)
     assert row["edm-baseline"] == pytest.approx(0.5, rel=0.05) and row["NFE, here"] == 5
     assert table[table["system"] == "TS-DDIM"]["edm-baseline"].isna().all()
+
+
+# ----------------------------------------------------------------------------------------------- what is on record
+
+
+@pytest.fixture(scope="module")
+def standing():
+    """KID over DDIM's on record, by cell, system and evaluations."""
+    table = pd.read_csv(ROOT / "results" / "systems" / "standings" / "ratios.csv", keep_default_na=False)
+    table = table[table["quantity"] == "KID(EfficientNet-Lite0)"]
+    return table.assign(ratio=table["ratio"].astype(float)).set_index(["cell", "system", "nfe"])
+
+
+EDMS = ("edm-baseline", "edm-fdm-warmup", "edm-baseline-exact")
+SECOND = ("DPM-Solver++ (2M)", "UniPC", "S-PNDM", "AB2")
+
+
+def of_record(name, **where):
+    table = pd.read_csv(ROOT / "results" / "systems" / "standings" / f"{name}.csv", keep_default_na=False)
+    for column, value in where.items():
+        table = table[table[column] == value]
+    return table
+
+
+def test_what_the_notebook_says_of_solvers_is_so_in_the_tables(standing):
+    for cell in EDMS:
+        for solver in SECOND:
+            assert all(standing.loc[(cell, solver, nfe), "ratio"] < 0.9 for nfe in (5, 8, 10, 15))
+            assert 0.9 < standing.loc[(cell, solver, 50), "ratio"] < 1
+    for solver in SECOND:
+        counts = of_record("interactions", framework="EDM", system=solver)["counts"]
+        assert (counts != "").sum() <= 2
+    grids = of_record("crossed")
+    for cell in ("edm-baseline", "edm-baseline-exact"):
+        for nfe in (10, 20):
+            mine = grids[(grids["cell"] == cell) & (grids["nfe"] == nfe)]
+            best = mine.loc[mine["distance"].astype(float).idxmin()]
+            assert (best["system"], best["grid"]) == ("iPNDM", "vp-quadratic")
+
+
+def test_what_the_notebook_says_of_vp_fdm_is_so_in_the_tables(standing):
+    for nfe in (5, 8, 10, 15, 20, 35, 50):
+        noisy = standing.loc[("vp-fdm-warmup", "DDIM, eta 1", nfe)]
+        assert noisy["ratio"] < 0.2 and noisy["counts"] == "better"
+    for solver in SECOND:
+        assert standing.loc[("vp-fdm-warmup", solver, 8), "ratio"] > 1.2
+        assert standing.loc[("vp-fdm-warmup", solver, 50), "ratio"] == pytest.approx(1, abs=0.05)
+    for cell in (*EDMS, "vp-baseline"):
+        assert all(standing.loc[(cell, "DDIM, eta 1", nfe), "ratio"] > 1.3 for nfe in (5, 8, 10, 15))
+
+
+def test_what_the_notebook_says_of_corrections_is_so_in_the_tables(standing):
+    for cell in EDMS:
+        assert all(standing.loc[(cell, "epsilon scaling", nfe), "ratio"] < 0.9 for nfe in (5, 8, 10))
+        best = of_record("tuned", cell=cell, system="epsilon scaling")
+        scales = standings.option(best.sort_values("nfe"), "scale")
+        assert scales.is_monotonic_decreasing and scales.iloc[0] > scales.iloc[-1] >= 1
+        assert all(standing.loc[(cell, "MASF, opposite sign", nfe), "ratio"] < 0.7 for nfe in (5, 8, 10))
+    for system in ("MASF", "MASF, high first", "MASF, constant"):
+        chosen = of_record("tuned", system=system)
+        few = chosen[(chosen["nfe"] <= 20) & (chosen["cell"] != "vp-fdm-warmup")]
+        assert (standings.option(few, "size") == 0).all()
+    told = of_record("controls", system="TS-DDIM", other="TS-DDIM, random").iloc[0]
+    assert told["better"] <= told["worse"] and told["median ratio"] == pytest.approx(1, abs=0.02)

@@ -15,6 +15,7 @@ from fdm.study.measurements import label, select
 from fdm.study.profiles import Profile
 
 MOST = 10.0  # ratio at which a colour ends
+NAMED = 1.5  # interaction above which a system is named
 
 
 def _cell(profile: Profile, cell: str) -> str:
@@ -51,8 +52,10 @@ def standing(profile: Profile, ratios: pd.DataFrame) -> Figure:
     return figure
 
 
-def by_evaluations(profile: Profile, quality: pd.DataFrame, quantities: list[str], chosen: list[str]) -> Figure:
-    """Some systems against evaluations: a column a cell, a row a quantity."""
+def by_evaluations(
+    profile: Profile, quality: pd.DataFrame, quantities: list[str], chosen: list[str], floors: dict[str, float]
+) -> Figure:
+    """Some systems against evaluations: a column a cell, a row a quantity; what has a floor is shown above it."""
     cells = list(dict.fromkeys(quality["cell"]))
     figure, axes = plt.subplots(len(quantities), len(cells), figsize=(2.3 * len(cells) + 1.5, 2.5 * len(quantities)),
                                 sharex=True, sharey="row", squeeze=False, layout="constrained")  # fmt: skip
@@ -61,10 +64,13 @@ def by_evaluations(profile: Profile, quality: pd.DataFrame, quantities: list[str
         for ax, cell in zip(row, cells, strict=True):
             for name in chosen:
                 mine = select(quality, cell=cell, system=name)
-                ax.plot(mine["nfe"], mine[quantity], marker=".", lw=1.2, color=colours[name], label=name)
+                shown = mine[quantity] if quantity not in floors else mine[quantity].clip(lower=0) + floors[quantity]
+                ax.plot(mine["nfe"], shown, marker=".", lw=1.2, color=colours[name], label=name)
             ax.set(xscale="log", yscale="log")
             _evaluations(ax, standings.of(profile).nfe)
-        row[0].set_ylabel(quantity, fontsize=8)
+            if quantity in floors:
+                ax.axhline(floors[quantity], color=GREY, lw=1, ls=":")
+        row[0].set_ylabel(f"{quantity} + c" if quantity in floors else quantity, fontsize=8)
     for ax, cell in zip(axes[0], cells, strict=True):
         ax.set_title(_cell(profile, cell), fontsize=9)
     figure.supxlabel("network evaluations", fontsize=9)
@@ -90,7 +96,8 @@ def interaction(profile: Profile, table: pd.DataFrame, nfe: int) -> Figure:
             part = mine[(mine["counts"] != "") == counts]
             ax.plot(part["baseline"], part["fdm"], MARKER[framework.lower()], color=colour, ls="",
                     markerfacecolor=colour if counts else "white")  # fmt: skip
-        for _, row in mine[mine["counts"] != ""].iterrows():
+        far = mine[(mine["counts"] != "") & (np.log(mine["ratio"]).abs() > np.log(NAMED))]
+        for _, row in far.iterrows():
             place = (row["baseline"], row["fdm"])
             ax.annotate(row["system"], place, fontsize=6, xytext=(4, 2), textcoords="offset points")
         ax.set(xscale="log", yscale="log", title=framework, xlabel=f"baseline: over {base}")
@@ -104,14 +111,16 @@ def interaction(profile: Profile, table: pd.DataFrame, nfe: int) -> Figure:
 
 def grids(profile: Profile, table: pd.DataFrame) -> Figure:
     """Solver and grid crossed: distance to the converged solution, a panel a cell and a row a number of evaluations."""
-    cells, numbers = list(dict.fromkeys(table["cell"])), sorted(set(table["nfe"]))
+    cells, numbers = list(dict.fromkeys(table["cell"])), sorted({int(nfe) for nfe in table["nfe"]})
+    solvers, kinds = (list(dict.fromkeys(table[each])) for each in ("system", "grid"))
     figure, axes = plt.subplots(len(numbers), len(cells), figsize=(1.7 * len(cells) + 2, 1.6 * len(numbers)),
                                 sharex=True, sharey=True, squeeze=False, layout="constrained")  # fmt: skip
     norm = LogNorm(table["distance"].min(), table["distance"].max())
     for row, nfe in zip(axes, numbers, strict=True):
         for ax, cell in zip(row, cells, strict=True):
             mine = select(table, cell=cell, nfe=nfe)
-            wide = mine.pivot_table(index="system", columns="grid", values="distance", sort=False)
+            wide = mine.pivot_table(index="system", columns="grid", values="distance").reindex(solvers, columns=kinds)
+            ax.set_facecolor("0.8")  # of what a solver cannot do
             picture = ax.imshow(wide.to_numpy(), cmap="viridis_r", norm=norm, aspect="auto")
             best = np.unravel_index(np.nanargmin(wide.to_numpy()), wide.shape)
             ax.plot(best[1], best[0], "*", color="white", ms=7)
@@ -119,7 +128,7 @@ def grids(profile: Profile, table: pd.DataFrame) -> Figure:
             ax.set_xticklabels(wide.columns, fontsize=6, rotation=30, ha="right")
             ax.set_yticklabels(wide.index, fontsize=6)
             ax.grid(False)
-            if row is axes[0]:
+            if nfe == numbers[0]:
                 ax.set_title(_cell(profile, cell), fontsize=8)
         row[0].set_ylabel(f"{nfe} evaluations", fontsize=8)
     figure.colorbar(picture, ax=axes, shrink=0.6, label="distance to the converged sample")
@@ -179,5 +188,5 @@ def scalars(profile: Profile, tuned: pd.DataFrame, oracle: pd.DataFrame) -> Figu
         ax.set(xscale="log", title=system, xlabel="network evaluations",
                ylabel=f"best {name}{' - 1' if less else ''}")  # fmt: skip
         _evaluations(ax, standings.of(profile).nfe)
-    axes[0].legend(fontsize=7)
+    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside right upper", fontsize=7)
     return figure
