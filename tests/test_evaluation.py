@@ -19,6 +19,7 @@ from fdm.data.datasets import to_float
 from fdm.files import FdmError
 from fdm.metrics import distances, features
 from fdm.model import checkpoints
+from fdm.samplers import SAMPLERS
 from fdm.study import measure, networks, runs
 from fdm.tasks import generation
 from fdm.training import loop
@@ -379,7 +380,7 @@ def test_samples_of_the_exact_denoiser_are_training_images(smoke, digits, tmp_pa
     ("setting", "sentence"),
     [
         ({"sampler": "euler", "nfe": [5]},
-         "evaluation.settings: sampler 'euler' is not known; there are heun, dpm-solver++, ddim, s-pndm, f-pndm"),
+         f"evaluation.settings: sampler 'euler' is not known; there are {', '.join(SAMPLERS)}"),
         ({"sampler": "heun", "nfe": [5], "grid": "cosine"},
          "evaluation.settings: grid 'cosine' is not known; there are karras, log-snr, log-snr-float32"),
         ({"sampler": "heun", "nfe": [5], "eta": 0.5},

@@ -7,7 +7,6 @@ from scipy.integrate import solve_ivp
 
 from fdm.model.oracle import Mixture
 from fdm.process import momentum, multivariate
-from fdm.samplers import SAMPLERS
 from fdm.samplers import multivariate as samplers
 from fdm.samplers.grids import Grid
 
@@ -137,8 +136,8 @@ class Levels(Grid):
 
 
 @pytest.mark.parametrize(("name", "steps", "expected"), [
-    ("cld-em", 20, 0.176), ("cld-em", 50, 0.040), ("cld-sscs", 20, 0.034), ("cld-sscs", 50, 0.020),
-    ("cld-ode", 20, 0.035), ("cld-ode", 50, 0.009),
+    ("CLD_EM", 20, 0.176), ("CLD_EM", 50, 0.040), ("CLD_SSCS", 20, 0.034), ("CLD_SSCS", 50, 0.020),
+    ("CLD_ODE", 20, 0.035), ("CLD_ODE", 50, 0.009),
 ])  # fmt: skip
 def test_samplers_of_cld_draw_the_mixture_from_a_denoiser_of_the_position(name, steps, expected):
     """From time 1 to 0.001 in equal steps, W1 to data; another draw moves it by a hundredth."""
@@ -151,7 +150,7 @@ def test_samplers_of_cld_draw_the_mixture_from_a_denoiser_of_the_position(name, 
     def noise(i):
         return torch.randn(n, 1, 1, 1, generator=torch.Generator().manual_seed(100 + i), dtype=torch.float64)
 
-    *_, z = SAMPLERS[name].sample(mixture, levels[0] * unit, Levels(levels), steps, noise)
+    *_, z = getattr(samplers, name).sample(mixture, levels[0] * unit, Levels(levels), steps, noise)
     assert (z.flatten().sort().values - data).abs().mean().item() == pytest.approx(expected, abs=0.013)
 
 
@@ -170,4 +169,4 @@ def test_ys_that_begin_a_path_have_the_covariance_of_the_process_and_tell_what_x
 
 def test_without_a_source_of_noise_nothing_can_be_drawn():
     with pytest.raises(ValueError, match="source of noise"):
-        list(SAMPLERS["cld-ode"].sample(Mixture.reference(), torch.ones(1, 1, 1, 1), Levels(torch.ones(2)), 1))
+        list(samplers.CLD_ODE.sample(Mixture.reference(), torch.ones(1, 1, 1, 1), Levels(torch.ones(2)), 1))

@@ -101,10 +101,9 @@ def test_a_plan_tells_the_cost_and_leaves_everything_as_it_was(smoke, monkeypatc
     assert f"Stages to run: {', '.join(stages)}.\n" in text
     assert ("2 runs are computed at once" in text) == (runs.at_once(smoke, 1) == 2)
     samples, nfe = 64, 4 * 5 + 11 + (5 + 11) + 5 + 5  # the last of the quarters is among Heun's settings twice
-    # Of the comparison: 5 + 8 evaluations of DDIM on two grids, and 2 of a pair more; Heun's method has no 8 that ends
-    # at zero and takes 8 that do not. Tuned are 4 + 2 candidates, on a block of their own.
-    candidates, reported, crossed, converged = (4 + 2) * 13, 2 * 5 * 13, 2 * 2 * 5, 3 * 255
-    compared = 32 * (candidates + reported + crossed + converged)
+    # Of the comparison: 5 + 8 evaluations, of Heun's method the 8 alone, of 4 + 2 candidates and of each system; solver
+    # and grid crossed; and the converged solution.
+    compared = 32 * ((4 + 2) * 13 + 4 * 13 + 8 + 2 * 2 * 5 + 256)
     row = rf"edm-fdm +[\d,]+ +[\d.e-]+ +2,048 +[\d.e+]+ +\d+ s +{samples * nfe + compared:,} "
     assert re.search(row, text), text
     assert not re.search(r"^ *edm-baseline-exact", text, re.MULTILINE)  # which is no network

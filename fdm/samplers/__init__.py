@@ -12,7 +12,6 @@ from fdm.samplers.grids import Grid, Karras, LogSNR, LogSNR32
 from fdm.samplers.heun import HEUN
 from fdm.samplers.keep_noise import DCW, EPSILON_SCALING
 from fdm.samplers.masf import MASF
-from fdm.samplers.multivariate import CLD_EM, CLD_ODE, CLD_SSCS, CLDTime
 from fdm.samplers.pndm import F_PNDM, S_PNDM
 from fdm.samplers.scaled import SCALED_DPM_2M, SCALED_IPNDM
 from fdm.samplers.time_shift import TS_DDIM
@@ -37,9 +36,6 @@ SAMPLERS: dict[str, Sampler] = {
     "dcw": DCW,
     "ipndm-scaled": SCALED_IPNDM,
     "dpm-solver++2m-scaled": SCALED_DPM_2M,
-    "cld-em": CLD_EM,
-    "cld-sscs": CLD_SSCS,
-    "cld-ode": CLD_ODE,
 }
 
 GRIDS: dict[str, Callable[..., Grid]] = {
@@ -48,5 +44,4 @@ GRIDS: dict[str, Callable[..., Grid]] = {
     "log-snr-float32": LogSNR32,
     "vp-time": VPTime,
     "vp-quadratic": VPQuadratic,
-    "cld-time": CLDTime,
 }

@@ -145,7 +145,7 @@ def steps_above_zero(nfe: int, to_zero: bool = False) -> int:
     return one_a_step(nfe, to_zero)
 
 
-ABOVE: dict[str, Any] = {"grid": "cld-time", "to_zero": False, "consistent": False}
+ABOVE: dict[str, Any] = {"to_zero": False, "consistent": False}
 CLD_EM = Sampler("CLD, Euler-Maruyama", cld_em, steps_above_zero, **ABOVE)
 CLD_SSCS = Sampler("CLD, SSCS", cld_sscs, steps_above_zero, **ABOVE)
 CLD_ODE = Sampler("CLD, flow", cld_ode, ode_steps, **ABOVE)
