@@ -361,7 +361,7 @@ def test_w1_on_the_mixture_is_that_of_the_reference_table_and_tuned_on_other_sam
 
 
 def test_published_numbers_stand_beside_the_pattern_here():
-    table = standings.papers(made_up({"DCW": (0.5, 0.5, 0.5)}), PAR)
+    table = standings.papers(standings.ratios(made_up({"DCW": (0.5, 0.5, 0.5)}), PAR), PAR)
     row = table[table["system"] == "DCW"].iloc[0]
     assert row["ratio, theirs"] == pytest.approx(5.67 / 10.66)
     assert row["edm-baseline"] == pytest.approx(0.5, rel=0.05) and row["NFE, here"] == 5

@@ -185,8 +185,8 @@ def _others_compared(profile: Profile, made_by: dict[str, Any]) -> list[str]:
     for name in profile.runs:
         rows = select(measurements.read(profile.compared(profile.run(name).cell)), run=name)
         trained = runs.experiment(profile, name, dataset) if name in profile.trained else dataset.sha256
-        known = {systems.experiment(profile, trained, dataset.sha256, made_by["weights"], what) for what in every}
-        if rows.empty or not {*rows["experiment"]} <= known:
+        known = systems.experiments(profile, trained, dataset.sha256, made_by["weights"], every)
+        if rows.empty or not {*rows["experiment"]} <= {*known.values()}:
             other.append(f"{name}'s comparison")
     return other
 

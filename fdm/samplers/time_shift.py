@@ -40,13 +40,17 @@ def level(index: float) -> float:
     return float(np.exp(np.interp(index, np.arange(len(LEVELS)), np.log(LEVELS))))
 
 
+def _ends(near: float, window: float, top: float) -> list[float]:
+    """The levels half a window below and above the level `near`, at most `top`."""
+    return [min(level(index(near) + side * window / 2), top) for side in (-1, 1)]
+
+
 def seen(x: Tensor, s: Tensor, near: float, window: float, variance: float = 0.0, top: float = math.inf) -> Tensor:
     """The level of each image, (N, 1, 1, 1), that x at level s looks like, in a window around the level `near`."""
-    low, high = (min(level(index(near) + side * window / 2), top) for side in (-1, 1))
     pixels = (x / (1 + s**2).sqrt()).flatten(1)
     found = pixels.var(1, correction=min(1, pixels.shape[1] - 1)).clamp(max=1 - 1e-15)
     sigma = ((found - variance).clamp(min=0) / (1 - found)).sqrt()
-    return sigma.clamp(low, high).reshape(-1, 1, 1, 1)
+    return sigma.clamp(*_ends(near, window, top)).reshape(-1, 1, 1, 1)
 
 
 def ts_ddim(
@@ -63,8 +67,8 @@ def ts_ddim(
 ) -> Iterator[Tensor]:
     """Yield x, float64 (N, C, H, W), as given and after each step. The first step is never shifted.
 
-    `window` and `cutoff` are time steps of DDPM's chain; the defaults are the released code's. A `random` shift needs
-    `noise`.
+    `window` and `cutoff` are time steps of DDPM's chain, 0 to 999; the defaults are the released code's. `variance` is
+    of pixels in [-1, 1]. Raises ValueError for a `random` shift without `noise`.
     """
     if shift == "random" and noise is None:
         raise ValueError("a random shift needs a source of noise")
@@ -78,7 +82,7 @@ def ts_ddim(
                 shifted = seen(x, s, float(near), window, variance, grid.high)
             else:
                 up = noise(i).flatten(1)[:, 0] > 0 if noise and shift == "random" else torch.tensor(shift == "up")
-                ends = [min(level(index(float(near)) + side * window / 2), grid.high) for side in (-1, 1)]
+                ends = _ends(float(near), window, grid.high)
                 shifted = torch.where(up.to(x.device), ends[1], ends[0]).double().expand(len(x)).reshape(-1, 1, 1, 1)
             here, there = (shifted, t) if rule == "paper" else (s, shifted)
         x = x * ((1 + here**2) / (1 + s**2)).sqrt()

@@ -109,10 +109,8 @@ def losses(path: Path, here: pd.DataFrame) -> bool:
 
     Each within a fifth and on average within 3 %: rounding moves them by up to 5 %, and 0.4 % on average.
     """
-    old = _read(path)
-    if old is None or list(old.columns) != list(here.columns) or len(old) != len(here):
-        return False
-    if list(old["experiment"]) != list(here["experiment"]):
+    old = _of_same_experiments(path, here)
+    if old is None:
         return False
     names = [column for column in here.columns if column != "loss"]
     if not all(
@@ -129,10 +127,10 @@ def floor(path: Path, here: pd.DataFrame) -> bool:
     Rounding moves features by a millionth; each number may differ by 1 % of the width of its metric's interval, and
     a share by two images.
     """
-    old = _read(path)
-    if old is None or list(old.columns) != list(here.columns) or len(old) != len(here):
+    old = _of_same_experiments(path, here)
+    if old is None:
         return False
-    words = ["metric", "n", "n_reference", "experiment"]
+    words = ["metric", "n", "n_reference"]
     if not (old[words].astype(str) == here[words].astype(str)).all(axis=None):
         return False
     share = here["metric"].isin(SHARES)
@@ -146,6 +144,20 @@ def _read(path: Path) -> pd.DataFrame | None:
         return pd.read_csv(path, dtype=TEXT)
     except (OSError, ValueError):
         return None
+
+
+def _of_same_experiments(path: Path, here: pd.DataFrame) -> pd.DataFrame | None:
+    """The table on record, or None where it is not of the same experiments in the same form as `here`."""
+    old = _read(path)
+    if old is None or list(old.columns) != list(here.columns) or len(old) != len(here):
+        return None
+    return old if old["experiment"].astype(str).tolist() == here["experiment"].astype(str).tolist() else None
+
+
+def _near(old: pd.Series, here: pd.Series) -> bool:
+    """Whether positive numbers are 3 % off on average at most, and one in twenty by more than a tenth."""
+    off = np.log(here / old).abs()
+    return bool((off > 0.1).mean() <= 1 - LEVEL and off.mean() < 0.03)
 
 
 def rounding(profile: Profile) -> pd.DataFrame:
@@ -299,10 +311,8 @@ def missed_by_chance(table: pd.DataFrame) -> tuple[float, int, int]:
 
 def measurements(profile: Profile, path: Path, here: pd.DataFrame) -> bool:
     """Whether the measurements on record at `path` are of the same experiments as those of `here`, and agree."""
-    old = _read(path)
-    if old is None or list(old.columns) != list(here.columns) or len(old) != len(here):
-        return False
-    if list(old["experiment"]) != list(here["experiment"]):
+    old = _of_same_experiments(path, here)
+    if old is None:
         return False
     return not judge(profile, old, here).problems
 
@@ -313,17 +323,14 @@ def errors(path: Path, here: pd.DataFrame) -> bool:
     Another machine's networks differ by rounding, which a long training amplifies: errors may be 3 % off on average
     and slopes 0.1, and one error in twenty more than a tenth (at the highest levels, a chaotic training's).
     """
-    old = _read(path)
-    if old is None or list(old.columns) != list(here.columns) or len(old) != len(here):
-        return False
-    if list(old["experiment"]) != list(here["experiment"]):
+    old = _of_same_experiments(path, here)
+    if old is None:
         return False
     slope = here["quantity"] == "radius slope"
     off = (here["value"] - old["value"]).abs()
     # A gradient's norm is 0 where it cannot be told from its noise.
     some = ~slope & (here["quantity"] != "gradient norm")
-    relative = np.log(here["value"][some] / old["value"][some]).abs()
-    return bool((off[slope] < 0.1).all() and (relative > 0.1).mean() <= 1 - LEVEL and relative.mean() < 0.03)
+    return bool((off[slope] < 0.1).all()) and _near(old["value"][some], here["value"][some])
 
 
 def systems(path: Path, here: pd.DataFrame) -> bool:
@@ -332,14 +339,11 @@ def systems(path: Path, here: pd.DataFrame) -> bool:
     Distances in x and Frechet distances may be 3 % off on average, and one in twenty more than a tenth, as networks
     differ by rounding; the others are too near to 0 for shares, and seconds are each machine's own.
     """
-    old = _read(path)
-    if old is None or list(old.columns) != list(here.columns) or len(old) != len(here):
-        return False
-    if list(old["experiment"]) != list(here["experiment"]) or list(old["quantity"]) != list(here["quantity"]):
+    old = _of_same_experiments(path, here)
+    if old is None or list(old["quantity"]) != list(here["quantity"]):
         return False
     some = here["quantity"].str.contains("distance|FD")
-    relative = np.log(here["value"][some] / old["value"][some]).abs()
-    return bool((relative > 0.1).mean() <= 1 - LEVEL and relative.mean() < 0.03)
+    return _near(old["value"][some], here["value"][some])
 
 
 def read_back(table: pd.DataFrame) -> pd.DataFrame:

@@ -336,11 +336,13 @@ def _w1(sampler: str, nfe: int, grid: str | None, end: bool, options: dict[str, 
     return float((x.flatten().sort().values - data).abs().mean())
 
 
-def papers(rows: pd.DataFrame, par: SystemsParams) -> pd.DataFrame:
-    """The papers' own FID beside this study's KID: the ratio of a system over DDIM, here at the nearest evaluations."""
+def papers(table: pd.DataFrame, par: SystemsParams) -> pd.DataFrame:
+    """The papers' own FID beside this study's KID: the ratio of a system over DDIM, here at the nearest evaluations.
+
+    `table` is that of `ratios`.
+    """
     published = pd.read_csv(root() / "results" / "published" / "systems.csv")
-    mine, out = ratios(rows, par), []
-    mine = mine[mine["quantity"] == spaces(rows)[0]]
+    mine, out = table[table["quantity"] == spaces(table)[0]], []
     for each in published.to_dict("records"):
         near = min(par.nfe, key=lambda nfe: abs(nfe - each["nfe"]))
         row = {"system": each["system"], "NFE, theirs": each["nfe"], "FID over": each["fid_over"], "FID": each["fid"],

@@ -10,7 +10,7 @@ import copy
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +32,7 @@ from fdm.training import processes
 CONVERGED = ("heun", 256)  # the solution that a sample's distance is measured to
 FLOOR = "real-images"  # the name of what is measured of real images, beside those of cells
 RECALL = 1000  # real images behind recall, whose cost grows with their square
-TUNING, REPORTED, OTHER = range(3)  # blocks of latents
+TUNING, REPORTED, OTHER = BLOCKS = range(3)  # of latents
 FLOORS = 20  # sets of real images behind the floor
 CONTEXT = ("cell", "profile", "dataset", "run", "framework", "kernel", "seed")
 MEASURED = ("part", "system", "sampler", "options", "nfe", "block", "quantity", "value", "n")
@@ -196,7 +196,7 @@ class Bench:
 
     def seeds(self, block: int) -> range:
         """The seeds of the latents of a block, of this training alone."""
-        first = (3 * self.profile.run(self.name).seed + block) * self.par.samples
+        first = (len(BLOCKS) * self.profile.run(self.name).seed + block) * self.par.samples
         return range(first, first + self.par.samples)
 
     @torch.inference_mode()
@@ -236,24 +236,28 @@ def _distance(a: Tensor, b: Tensor) -> float:
     return float((a - b).square().mean(dim=(1, 2, 3)).sqrt().median())
 
 
-def source(what: Sampling) -> list[str]:
+def sources(every: Iterable[Sampling]) -> dict[Sampling, list[str]]:
     """What the source of a sampler, and of its grid, is called."""
-    grid = dict(what.options).get("grid")
-    apart = closure.of_grid(str(grid), what.sampler) if grid else None
-    return [closure.identity(each) for each in (closure.of_sampler(what.sampler), apart) if each]
+    used = {what: (what.sampler, dict(what.options).get("grid")) for what in every}
+    found = dict[tuple[str, Any], list[str]]()
+    for sampler, grid in dict.fromkeys(used.values()):
+        apart = closure.of_grid(str(grid), sampler) if grid else None
+        found[sampler, grid] = [closure.identity(each) for each in (closure.of_sampler(sampler), apart) if each]
+    return {what: found[key] for what, key in used.items()}
 
 
-def experiment(profile: Profile, trained: str, dataset: str, weights: str, what: Sampling) -> str:
-    """What a measurement is called: a hash of all that shapes it, the same on every machine.
+def experiments(
+    profile: Profile, trained: str, dataset: str, weights: str, every: Iterable[Sampling]
+) -> dict[Sampling, str]:
+    """What each measurement is called: a hash of all that shapes it, the same on every machine.
 
     `trained` is what the training is called, `dataset` the hash of the images, `weights` that of the extractor's.
     """
     par = profile.evaluation
     assert par.systems is not None
-    return digest([
-        trained, dataset, par.extractor, weights, par.systems.samples, what, source(what),
-        closure.identity("systems"), closure.identity(closure.of_sampler(CONVERGED[0])),
-    ])  # fmt: skip
+    code = [closure.identity("systems"), closure.identity(closure.of_sampler(CONVERGED[0]))]
+    shape = [trained, dataset, par.extractor, weights, par.systems.samples]
+    return {what: digest([*shape, what, source, *code]) for what, source in sources(every).items()}
 
 
 def compare(
@@ -340,8 +344,9 @@ def _measured(
     profile, name = bench.profile, bench.name
     run, known = profile.run(name), networks.remembered(memory(profile, name))
     bits = [profile.threads, processes.arithmetic(bench.device)]
-    for what in every:
-        called = experiment(profile, bench.trained, bench.dataset.sha256, judge.weights, what)
+    source = sources(every)
+    names = experiments(profile, bench.trained, bench.dataset.sha256, judge.weights, every)
+    for what, called in names.items():
         key = digest([called, bench.hash, bits])
         rows = networks.rows_under(known, key)
         if rows is None:
@@ -349,7 +354,7 @@ def _measured(
                 "cell": run.cell, "profile": profile.profile, "dataset": profile.dataset.name, "run": name,
                 "framework": run.framework, "kernel": run.kernel, "seed": run.seed,
             }  # fmt: skip
-            origin = {"experiment": called, "source": " ".join(source(what)), "checkpoint": bench.hash[:12],
+            origin = {"experiment": called, "source": " ".join(source[what]), "checkpoint": bench.hash[:12],
                       "device": bench.device}  # fmt: skip
             rows = [context | row | origin for row in bench.measure(what, judge)]
             known[key] = {"rows": rows, "hash": digest(rows)}
