@@ -1,8 +1,6 @@
 """Processes, precision, and what a device can do: a thin layer over accelerate."""
 
-import contextlib
 import datetime
-import io
 import logging
 import os
 import socket
@@ -13,11 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, notebook_launcher
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, is_cuda_available
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    check_cuda_p2p_ib_support,
+    is_cuda_available,
+)
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, start_processes
 
 from fdm.files import FdmError, write_text
 from fdm.params import Precision
@@ -97,35 +99,43 @@ def launch(function: Callable[..., Any], args: tuple, processes: int) -> None:
     With one process, it is called here. With several, each uses one thread: a forked process has none of its parent's.
     Raises the FdmError that a process raised. `function` makes its own `accelerator` and returns nothing.
     """
-    if processes == 1:
+    if processes == 1:  # pragma: no branch, as tests compare what several compute with what one does
         try:
             function(*args)
         finally:
             AcceleratorState._reset_state(reset_partial_state=True)  # the next computation may be another
         return
-    with tempfile.TemporaryDirectory() as folder, socket.socket() as free:
+    with tempfile.TemporaryDirectory() as folder, socket.socket() as free:  # pragma: no cover
         sentence = Path(folder) / "sentence"
-
-        def work() -> None:
-            torch.set_num_threads(1)
-            os.environ["OMP_NUM_THREADS"] = "1"
-            try:
-                function(*args)
-            except Exception as error:
-                if isinstance(error, FdmError):
-                    write_text(sentence, str(error))
-                elif not isinstance(error, SignalException) and not sentence.exists():  # else the end of another
-                    traceback.print_exc()
-                    write_text(sentence, f"One of {processes} processes failed with {type(error).__name__}: {error}.")
-                raise
-
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
         free.close()
-        logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what failed is told here
+        logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # what failed is told here
         try:
-            with contextlib.redirect_stdout(io.StringIO()):  # it announces GPUs, whatever there is
-                notebook_launcher(work, num_processes=processes, use_port=port)
-        except ChildFailedError as error:
+            # Not by torchrun's agent, which accelerate's notebook_launcher calls: it answers connections in a thread of
+            # this process while it forks, and a process that is forked while that thread holds a lock waits for ever.
+            start_processes(_work, (function, args, processes, port, sentence), processes, start_method="fork")
+        except (ProcessRaisedException, ProcessExitedException) as error:
             told = sentence.read_text() if sentence.exists() else f"One of {processes} processes was killed."
             raise FdmError(told) from error
+
+
+def _work(  # pragma: no cover, as it runs in processes of its own
+    number: int, function: Callable[..., Any], args: tuple, processes: int, port: str, sentence: Path
+) -> None:
+    """Call `function(*args)` as process `number` of several; what it fails with goes to the file `sentence`."""
+    torch.set_num_threads(1)
+    place = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+    os.environ |= {key: str(value) for key, value in place.items()}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    if device() == "cuda" and not check_cuda_p2p_ib_support():
+        os.environ |= {"NCCL_P2P_DISABLE": "1", "NCCL_IB_DISABLE": "1"}
+    try:
+        function(*args)
+    except Exception as error:
+        if isinstance(error, FdmError):
+            write_text(sentence, str(error))
+        elif not sentence.exists():  # else the end of another
+            traceback.print_exc()
+            write_text(sentence, f"One of {processes} processes failed with {type(error).__name__}: {error}.")
+        raise
