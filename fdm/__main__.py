@@ -64,6 +64,13 @@ def cells(profile: Profile, args: argparse.Namespace) -> None:
     runs.complete(profile, args.scheduler)
 
 
+def heads(profile: Profile, args: argparse.Namespace) -> None:
+    """Train heads on the networks of a profile that say second and third moments, for GMS."""
+    from fdm.study import runs
+
+    print(f"heads on {len(runs.train_heads(profile))} networks of {profile.profile}")
+
+
 def systems(profile: Profile, args: argparse.Namespace) -> None:
     """Compare ways to sample on the networks of a profile, as evaluation.systems says."""
     from fdm.study import runs
@@ -186,8 +193,8 @@ def doctor(args: argparse.Namespace) -> None:
 
 
 COMMANDS = [
-    check, pipeline, code, prepare, reference, train, cells, systems, fetch, notebook, publish, readme, plan, verify,
-    explain, rounding, accept,
+    check, pipeline, code, prepare, reference, train, cells, heads, systems, fetch, notebook, publish, readme, plan,
+    verify, explain, rounding, accept,
 ]  # fmt: skip
 
 

@@ -85,6 +85,14 @@ class TrainingParams(Strict):
     compile: bool = False  # torch.compile: a minute at the start, and a C++ compiler
 
 
+class HeadParams(Strict):
+    """Training of heads for second and third moments on networks that are trained."""
+
+    kimg: Positive
+    batch: Count
+    lr: Positive  # falls to 0 in a line
+
+
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 

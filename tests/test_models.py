@@ -81,7 +81,11 @@ def test_augmentation_leaves_unwarped_images_alone_and_full_turns_too():
 
 # ------------------------------------------------------------------------------------------------------ samplers
 
-WAYS = [(name, {}) for name in SAMPLERS] + [("heun", {"S_churn": 4.0, "S_noise": 1.01}), ("ddim", {"eta": 0.5})]
+# GMS asks for moments besides D, which these denoisers do not know: test_gms.py has its tests.
+WAYS = [(name, {}) for name in SAMPLERS if name != "gms"] + [
+    ("heun", {"S_churn": 4.0, "S_noise": 1.01}),
+    ("ddim", {"eta": 0.5}),
+]
 
 
 def identified(way) -> str:
@@ -109,7 +113,7 @@ def gaussian(x, sigma):
 @pytest.mark.parametrize(("sampler", "options"), WAYS, ids=identified)
 @pytest.mark.parametrize("framework", ["vp", "ve", "edm"])
 def test_samples_do_not_depend_on_the_batch_and_follow_their_seed(framework, sampler, options):
-    denoiser, nfe = small(framework), 13 if sampler == "f-pndm" else 5
+    denoiser, nfe = small(framework), {"f-pndm": 13, "multivariate-flow": 6}.get(sampler, 5)
     together = generation.sample(denoiser, range(0, 6), sampler, nfe, **options)
     apart = torch.cat([generation.sample(denoiser, range(i, i + 2), sampler, nfe, **options) for i in (0, 2, 4)])
     assert (together.int() - apart.int()).abs().max() <= 1  # a rounding of the 256 shades
@@ -119,7 +123,7 @@ def test_samples_do_not_depend_on_the_batch_and_follow_their_seed(framework, sam
 @pytest.mark.parametrize(("sampler", "options"), WAYS, ids=identified)
 @pytest.mark.parametrize("nfe", [13, 15])
 def test_the_number_of_evaluations_is_the_one_asked_for(sampler, options, nfe):
-    calls = []
+    calls, nfe = [], nfe + 1 if sampler == "multivariate-flow" else nfe
 
     def D(x, sigma):
         calls.append(float(sigma.max()))
@@ -130,14 +134,16 @@ def test_the_number_of_evaluations_is_the_one_asked_for(sampler, options, nfe):
     assert min(calls) >= 0.002 * 0.999
     assert max(calls) <= 80 * (1.001 if not options.get("S_churn") else 2**0.5)
     assert x.dtype == torch.float64
+    if sampler.startswith("multivariate"):
+        return  # with so few steps the velocity still moves the pixels
     # The denoiser says black, and epsilon scaling keeps a share of the last level.
     assert x.abs().max() < 1e-6 or not SAMPLERS[sampler].to_zero or sampler == "epsilon-scaling"
     assert x.abs().max() < 0.05
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", dict(WAYS))
 def test_a_path_begins_with_x_as_it_is_given_and_has_a_state_for_every_step(sampler):
-    latents, nfe = torch.randn(2, 1, 1, 1), 15
+    latents, nfe = torch.randn(2, 1, 1, 1), 16 if sampler == "multivariate-flow" else 15
     path = run(sampler, gaussian, latents, nfe)
     assert torch.equal(path[0], latents.double() * 80)
     steps = SAMPLERS[sampler].steps(nfe, SAMPLERS[sampler].to_zero)
@@ -152,7 +158,11 @@ def test_one_step_to_zero_returns_D(sampler):
     torch.testing.assert_close(x, gaussian(80 * latents, torch.tensor(80.0)), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if "scal" not in name])  # which keeps more noise
+# Epsilon scaling keeps more noise, and a process with other variables or with noise to the end goes another way.
+STRAIGHT = [name for name in dict(WAYS) if not any(word in name for word in ("scal", "sde", "multivariate"))]
+
+
+@pytest.mark.parametrize("sampler", STRAIGHT)
 def test_any_sampler_returns_a_denoiser_that_does_not_depend_on_x(sampler):
     latents, nfe = torch.randn(2, 1, 4, 4), 13 if sampler == "f-pndm" else 3
     grid = usual(sampler)

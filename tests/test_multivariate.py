@@ -7,7 +7,7 @@ from scipy.integrate import solve_ivp
 
 from fdm.model.oracle import Mixture
 from fdm.process import momentum, multivariate
-from fdm.samplers import multivariate as samplers
+from fdm.samplers import GRIDS, SAMPLERS
 from fdm.samplers.grids import Grid
 
 PROCESSES = {"vp": multivariate.vp, "cld": multivariate.cld, "alda": multivariate.alda, "malda": multivariate.malda}
@@ -136,8 +136,8 @@ class Levels(Grid):
 
 
 @pytest.mark.parametrize(("name", "steps", "expected"), [
-    ("CLD_EM", 20, 0.176), ("CLD_EM", 50, 0.040), ("CLD_SSCS", 20, 0.034), ("CLD_SSCS", 50, 0.020),
-    ("CLD_ODE", 20, 0.035), ("CLD_ODE", 50, 0.009),
+    ("em", 20, 0.176), ("em", 50, 0.040), ("sscs", 20, 0.034), ("sscs", 50, 0.020), ("flow", 20, 0.035),
+    ("flow", 50, 0.009),
 ])  # fmt: skip
 def test_samplers_of_cld_draw_the_mixture_from_a_denoiser_of_the_position(name, steps, expected):
     """From time 1 to 0.001 in equal steps, W1 to data; another draw moves it by a hundredth."""
@@ -150,23 +150,18 @@ def test_samplers_of_cld_draw_the_mixture_from_a_denoiser_of_the_position(name, 
     def noise(i):
         return torch.randn(n, 1, 1, 1, generator=torch.Generator().manual_seed(100 + i), dtype=torch.float64)
 
-    *_, z = getattr(samplers, name).sample(mixture, levels[0] * unit, Levels(levels), steps, noise)
+    *_, z = SAMPLERS[f"multivariate-{name}"].sample(mixture, levels[0] * unit, Levels(levels), steps, noise)
     assert (z.flatten().sort().values - data).abs().mean().item() == pytest.approx(expected, abs=0.013)
 
 
-def test_ys_that_begin_a_path_have_the_covariance_of_the_process_and_tell_what_x_told():
-    process, grid = multivariate.cld(), Levels(torch.tensor([5.0, 1.0], dtype=torch.float64))
-    path = samplers._Path(process, Mixture.reference(), grid, 1)
-    generator = torch.Generator().manual_seed(0)
-    x = 0.4 + 5 * torch.randn(200_000, generator=generator, dtype=torch.float64)
-    y = path.begin(x, torch.randn(200_000, 2, generator=generator, dtype=torch.float64))
-    torch.testing.assert_close(path.z(y, path.B[0]), x, rtol=1e-6, atol=1e-6)
-    _, sigma, c = process.channel(path.B[0])
-    assert sigma.item() == pytest.approx(5, rel=1e-5)
-    torch.testing.assert_close(y.mean(0), 0.4 * c, rtol=0, atol=0.01)
-    torch.testing.assert_close(y.T.cov(), process.covariance(path.B[0]), rtol=0.02, atol=0.005)
+def test_the_grid_of_clds_time_is_even_in_it():
+    levels = GRIDS["cld-time"](0.02, 80.0).levels(10)
+    B = multivariate.cld().times(levels)
+    torch.testing.assert_close(B.diff(), B.diff().mean().expand(10), rtol=1e-4, atol=0)
 
 
 def test_without_a_source_of_noise_nothing_can_be_drawn():
     with pytest.raises(ValueError, match="source of noise"):
-        list(samplers.CLD_ODE.sample(Mixture.reference(), torch.ones(1, 1, 1, 1), Levels(torch.ones(2)), 1))
+        list(
+            SAMPLERS["multivariate-flow"].sample(Mixture.reference(), torch.ones(1, 1, 1, 1), Levels(torch.ones(2)), 1)
+        )

@@ -37,6 +37,10 @@ class Counted:
         self.calls += 1
         return self.denoiser(x, sigma, class_labels)
 
+    def cumulants(self, x, sigma, class_labels=None):
+        self.calls += 1
+        return self.denoiser.cumulants(x, sigma, class_labels)
+
 
 @pytest.fixture(scope="module")
 def drawn():

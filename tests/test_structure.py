@@ -24,6 +24,7 @@ from fdm.data.sources import SOURCES
 from fdm.files import FdmError
 from fdm.params import Architecture, DatasetParams
 from fdm.process.frameworks import FRAMEWORKS
+from fdm.process.joint import JOINT
 from fdm.repro import notebooks, pipeline
 from fdm.samplers import GRIDS, SAMPLERS
 from fdm.study import closure, measurements, profiles, show
@@ -159,7 +160,7 @@ def test_the_file_of_a_room_does_nothing_and_that_of_the_samplers_only_lists_the
 
 
 @pytest.mark.parametrize(
-    "registry", [FRAMEWORKS, SOURCES, SAMPLERS, GRIDS], ids=["process", "data", "samplers", "grids"]
+    "registry", [FRAMEWORKS | JOINT, SOURCES, SAMPLERS, GRIDS], ids=["process", "data", "samplers", "grids"]
 )
 def test_names_in_registries_are_lower_case_and_labels_differ(registry):
     assert all(name == name.lower() and not set(name) & set(" ._/=,") for name in registry)
@@ -257,6 +258,7 @@ def test_what_is_loaded_with_a_closure_is_in_it_or_chooses_and_computes_nothing(
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = {each.removeprefix("fdm.") for each in done.stdout.split()}
     allowed = closure.modules(*closure.CLOSURES[name]).keys() | {m for m in SOURCE if SOURCE[m].stem == "__init__"}
+    allowed |= closure.modules(*closure.CLOSURES["joint"]).keys()  # which only frameworks of that kind compute with
     if name != "training":
         allowed |= {"study.profiles", "study.closure"} | {module for module in SOURCE if room(module) == "samplers"}
     assert module in loaded
@@ -284,13 +286,19 @@ EVERY_SAMPLER = {closure.of_sampler(name) for name in SAMPLERS}
 @pytest.mark.parametrize(
     ("file", "changed"),
     [
-        ("training/objectives/denoising.py", {"training"}),
+        ("training/objectives/denoising.py", {"training", "joint"}),
         ("training/loop.py", {"training"}),
-        ("training/processes.py", {"training", "scoring", "errors", "systems"}),
-        ("process/momentum.py", {"training", "scoring", "errors", "systems"}),
-        ("model/unet.py", {"training", "scoring", "errors", "systems"}),
-        ("params.py", {"training", "scoring", "errors", "systems"}),
-        ("files.py", {"training", "scoring", "errors", "systems"}),
+        ("training/processes.py", {"training", "scoring", "errors", "systems", "joint"}),
+        ("training/heads.py", {"heads"}),
+        ("training/objectives/hybrid.py", {"joint"}),
+        ("model/moments.py", {"heads"}),
+        ("model/joint.py", {"joint"}),
+        ("process/joint.py", {"training", "scoring", "errors", "systems", "heads", "joint"}),
+        ("process/momentum.py", {"training", "scoring", "errors", "systems", "heads", "joint"}),
+        ("process/multivariate.py", {"joint", "samplers.multivariate"}),
+        ("model/unet.py", {"training", "scoring", "errors", "systems", "heads", "joint"}),
+        ("params.py", {"training", "scoring", "errors", "systems", "heads", "joint"}),
+        ("files.py", {"training", "scoring", "errors", "systems", "heads", "joint"}),
         ("metrics/distances.py", {"scoring", "systems"}),
         ("metrics/classifier.py", {"scoring", "systems"}),
         ("study/measure.py", {"scoring"}),
@@ -298,10 +306,11 @@ EVERY_SAMPLER = {closure.of_sampler(name) for name in SAMPLERS}
         ("study/systems.py", {"systems"}),
         ("metrics/learned.py", {"systems"}),
         ("study/standings.py", set()),
-        ("study/networks.py", {"scoring", "errors", "systems"}),
+        ("study/networks.py", {"scoring", "errors", "systems", "heads"}),
+        ("study/heads.py", {"heads"}),
         ("tasks/denoising.py", {"errors"}),
         ("tasks/gradients.py", {"errors"}),
-        ("tasks/generation.py", {"scoring", "errors", "systems"}),
+        ("tasks/generation.py", {"scoring", "errors", "systems", "heads"}),
         ("samplers/grids.py", EVERY_SAMPLER),
         ("samplers/vp_grids.py", set()),
         ("samplers/contract.py", EVERY_SAMPLER),

@@ -9,13 +9,17 @@ from safetensors.torch import load_file, save_file
 
 from fdm.files import FdmError, hash_of, replace
 from fdm.model.denoiser import Denoiser
+from fdm.model.joint import JointDenoiser
 from fdm.model.unet import UNet
+from fdm.process.joint import JOINT
 
 EXPERIMENT = "experiment.json"  # in a folder of checkpoints: what their training is called
 
 
 def build(description: dict[str, Any]) -> Denoiser:
-    """A denoiser with fresh weights from its description: `network` are UNet's arguments, `denoiser` Denoiser's."""
+    """A denoiser with fresh weights from its description: `network` are UNet's arguments, `denoiser` the denoiser's."""
+    if description["denoiser"]["framework"] in JOINT:
+        return JointDenoiser(UNet(**description["network"]), **description["denoiser"])
     return Denoiser(UNet(**description["network"]), **description["denoiser"])
 
 

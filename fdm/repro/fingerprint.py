@@ -7,6 +7,7 @@ the source must give the same bits on one machine: see `fdm.repro.accept`. Bits 
 
 import argparse
 import contextlib
+import copy
 import hashlib
 import json
 import tempfile
@@ -28,10 +29,10 @@ from fdm.data.datasets import Dataset, to_float
 from fdm.files import digest, relative, write_json
 from fdm.metrics import distances, features
 from fdm.model import checkpoints, oracle
-from fdm.model.denoiser import Denoiser
+from fdm.model.denoiser import Denoise, Denoiser
 from fdm.params import SNAPSHOTS, snapshot_name
 from fdm.samplers import SAMPLERS
-from fdm.study import agreement, closure, errors, measure, networks, profiles, runs, systems
+from fdm.study import agreement, closure, errors, heads, measure, networks, profiles, runs, systems
 from fdm.study.profiles import Profile, SystemsParams
 from fdm.tasks import generation
 from fdm.training import loop, state
@@ -60,6 +61,8 @@ VARIANTS = {
     "edm-baseline-one": {"framework": "edm", "kernel": "baseline", "variant": "c_in 1", "lr": 1e-3,
                          "model_channels": 8},
     "edm-fdm-rescaled": {"framework": "edm", "kernel": "fdm", "multiplier": 2.0, "variant": "c_in rescaled"},
+    "cld-baseline": {"framework": "cld", "kernel": "baseline"},
+    "mdm-baseline": {"framework": "mdm", "kernel": "baseline"},
 }  # fmt: skip
 PARTS = ("training", "sampler", "scoring", "errors", "systems")
 SCORED = ("vp-fdm", "edm-baseline", "edm-baseline-exact")
@@ -74,7 +77,12 @@ def hash_of(*tensors: Tensor) -> str:
 
 
 def probe(
-    augment: float = 0.0, dropout: float = 0.0, accumulation: int = 1, variants: bool = False, conditional: bool = True
+    augment: float = 0.0,
+    dropout: float = 0.0,
+    accumulation: int = 1,
+    variants: bool = False,
+    conditional: bool = True,
+    seeds: tuple[int, ...] = (0,),
 ) -> Profile:
     """A profile on the digits, or of the variants on the known distribution: few steps, and schedules as short."""
     step, cells = BATCH / 1000, VARIANTS if variants else CELLS
@@ -87,7 +95,7 @@ def probe(
         {"sampler": "ddim", "nfe": [4], "grid": "log-snr", "eta": 0.5, "cells": ["vp-fdm"]},
     ]
     values = {
-        "profile": "probe", "root": ".", "params_file": "params.yaml", "threads": 1, "seeds": [0], "cells": cells,
+        "profile": "probe", "root": ".", "params_file": "params.yaml", "threads": 1, "seeds": [*seeds], "cells": cells,
         "dataset": {"name": "exact-gaussians" if variants else "digits", "resolution": 8, "conditional": conditional},
         "network": {"model_channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4],
                     "dropout": dropout},
@@ -198,12 +206,17 @@ def _denoiser(profile: Profile, name: str, dataset: Dataset) -> Denoiser:
     return denoiser.eval().requires_grad_(False)
 
 
-def _of_samplers(dataset: Dataset) -> Iterator[tuple[str, str]]:
+def _of_samplers(dataset: Dataset, known: Dataset) -> Iterator[tuple[str, str]]:
     """All x along the way, for every sampler, on every grid, with each option at both ends of its range."""
     profile, seeds = probe(), range(4)
     for cell in ("vp-fdm", "edm-baseline", "ve-fdm"):
-        denoiser = _denoiser(profile, f"{cell}-0", dataset)
+        network = _denoiser(profile, f"{cell}-0", dataset)
         for name, entry in SAMPLERS.items():
+            denoiser: Denoise = network
+            if name == "gms":  # which asks for moments besides D
+                assert known.mixture is not None
+                denoiser = copy.copy(known.mixture)
+                denoiser.sigma_range = network.sigma_range
             for nfe in (2, 3, 4, 5, 6, 7, 13, 15):
                 try:
                     entry.steps(nfe, entry.to_zero)
@@ -222,7 +235,7 @@ def _of_samplers(dataset: Dataset) -> Iterator[tuple[str, str]]:
                     told = value if isinstance(value, str) else f"{value:g}"
                     yield f"sampler {name}: {cell} {option} {told}", hash_of(*path)
     for grid in generation.GRIDS:
-        path = list(generation.trajectory(denoiser, seeds, "ddim", 5, grid=grid, to_zero=False))
+        path = list(generation.trajectory(network, seeds, "ddim", 5, grid=grid, to_zero=False))
         yield f"sampler ddim: grid {grid}", hash_of(*path)
 
 
@@ -330,13 +343,28 @@ def _of_systems(folder: Path, digits: Dataset, known: Dataset) -> Iterator[tuple
         ],
         "crossed": {"samplers": ["ddim", "f-pndm"], "grids": ["karras", "vp-time"], "nfe": [5]},
     })  # fmt: skip
+    noisy = SystemsParams.model_validate({
+        "samples": 16, "nfe": [4],
+        "systems": [
+            {"name": "DDIM", "sampler": "ddim"}, {"name": "GMS", "sampler": "gms", "heads": "centred"},
+            {"name": "GMS, raw", "sampler": "gms", "heads": "raw", "limits": "published"},
+            {"name": "SSCS", "sampler": "multivariate-sscs"},
+        ],
+        "crossed": {"samplers": ["ddim"], "grids": ["karras"], "nfe": [4]},
+        "heads": {"kimg": 0.2, "batch": 32, "lr": 1e-3},
+        "only": {"cld-baseline": ["DDIM", "SSCS"], "mdm-baseline": ["DDIM", "SSCS"]},
+    })  # fmt: skip
     of_digits, of_known, untold = probe(), probe(variants=True), probe(variants=True, conditional=False)
+    twice = probe(variants=True, seeds=(0, 1))
     measured = [
-        (of_digits, "edm-baseline", digits), (of_digits, "edm-baseline-exact", digits),
-        (of_known, "vp-fdm-gain", known), (untold, "vp-fdm-gain", known),
+        (of_digits, "edm-baseline", digits, compared), (of_digits, "edm-baseline-exact", digits, compared),
+        (of_known, "vp-fdm-gain", known, compared), (untold, "vp-fdm-gain", known, compared),
+        (of_digits, "edm-baseline", digits, noisy), (of_digits, "edm-baseline-exact", digits, noisy),
+        (twice, "vp-fdm-gain", known, noisy), (untold, "vp-fdm-gain", known, noisy),
+        (of_known, "cld-baseline", known, noisy), (of_known, "mdm-baseline", known, noisy),
     ]  # fmt: skip
-    for number, (plain, cell, dataset) in enumerate(each for each in measured if each[1] in each[0].cells):
-        evaluation = plain.evaluation.model_copy(update={"systems": compared})
+    for number, (plain, cell, dataset, par) in enumerate(each for each in measured if each[1] in each[0].cells):
+        evaluation = plain.evaluation.model_copy(update={"systems": par})
         profile, named = plain.model_copy(update={"evaluation": evaluation}), f"{cell} {number}"
         with (
             mock.patch.object(Profile, "build", folder / f"systems{number}"),
@@ -345,6 +373,8 @@ def _of_systems(folder: Path, digits: Dataset, known: Dataset) -> Iterator[tuple
         ):
             for run in {*profile.runs_of(cell)} & {*profile.trained}:
                 _as_trained(profile, run, dataset)
+                for each in range(2 if heads.targets_of(profile, run) else 0):  # and then nothing is left to do
+                    heads.train(profile, run, dataset, "cpu", [each].append)
             told = list[int]()
             rows = systems.compare(profile, cell, dataset, lambda run: None, "cpu", told.append)
             assert systems.compare(profile, cell, dataset, lambda run: None).equals(rows)  # as it is remembered
@@ -366,7 +396,7 @@ def fingerprint(only: Sequence[str] = PARTS) -> dict[str, str]:
         if "training" in only:
             out |= dict(_of_training(folder, dataset, known)) | dict(_of_state(folder))
         if "sampler" in only:
-            out |= dict(_of_samplers(dataset))
+            out |= dict(_of_samplers(dataset, known))
         if "scoring" in only:
             out |= dict(_of_scoring(folder, dataset, known))
         if "errors" in only:

@@ -36,6 +36,7 @@ from fdm.study import (
     show,
     standings,
     tables,
+    velocity,
 )
 from fdm.study.profiles import Profile
 
@@ -165,6 +166,10 @@ def compared(profile: Profile) -> dict[str, Callable[[], pd.DataFrame]]:
         "ratios": partial(standings.ratios, rows, par), "quality": partial(standings.quality, rows),
         "interactions": partial(standings.interactions, profile, rows), "crossed": partial(standings.crossed, rows),
         "against": partial(standings.against, rows, par), "tuned": partial(standings.tuned, rows),
+        "moments": partial(velocity.moments, rows), "levels": partial(velocity.by_level, profile),
+        "training": partial(velocity.by_training, profile), "velocity": partial(velocity.across, profile, rows),
+        "velocity_counted": lambda: velocity.counted(velocity.across(profile, rows)),
+        "learned": partial(velocity.learned, rows), "gaps": velocity.gaps,
     }  # fmt: skip
 
 

@@ -25,7 +25,8 @@ from fdm.study.profiles import Profile
 CODE = {"prepare": ["data.sources"], "fetch": ["model.released"], "publish": ["repro.notebooks"]}
 # What takes long depends on what its source is proven to be equal to: see `closure.identity`. 02 and 03 only show what
 # they have trained and scored, and better pictures must retrain nothing.
-PROVEN = {"02_train": "training", "reference": "scoring", "03_evaluate": "scoring", "systems": "systems"}
+PROVEN = {"02_train": "training", "reference": "scoring", "03_evaluate": "scoring", "heads": "heads",
+          "systems": "systems"}  # fmt: skip
 REFERENCE = ("extractor", "reference", "samples", "batch")  # parameters of the evaluation behind the floor
 HEAD = "# Written by python -m fdm pipeline from the table of stages in fdm/repro/pipeline.py; a test checks it.\n"
 
@@ -87,6 +88,7 @@ def stages(profile: Profile) -> dict[str, dict[str, Any]]:
 
     fetched = any(cell.source == "fetch" for cell in profile.cells.values())
     dataset, checkpoints, features = f"{build}/dataset.safetensors", f"{build}/checkpoints", f"{build}/reference"
+    heads = bool(profile.evaluation.systems and profile.evaluation.systems.heads)
     measured = [f"{results}/calibration.csv", f"{results}/runs", "results/published"]
     figures, networks = f"{results}/figures", [f"{results}/networks"] if profile.keep_networks else []
     every = {
@@ -108,12 +110,14 @@ def stages(profile: Profile) -> dict[str, dict[str, Any]]:
                               f"{results}/calibration.csv"],
                              ["dataset", "evaluation", "threads", *models],
                              [f"{results}/runs", *networks]),
+        "heads": stage("Second and third moments: heads on every network that is sampled with them.", "heads", "heads",
+                       [dataset, checkpoints], ["evaluation.systems", "threads", *models], [f"{build}/heads"]),
         "systems": stage("Ways to sample, compared on every model by quality against evaluations.", "systems",
-                         "systems", [dataset, features, checkpoints],
+                         "systems", [dataset, features, checkpoints, *([f"{build}/heads"] if heads else [])],
                          ["dataset", "evaluation.systems", "threads", *models],
                          [f"{results}/systems"]),
         "standings": notebook("What else makes sampling fast: the systems side by side.", "07_systems",
-                              [f"{results}/systems"], ["evaluation.systems", *models],
+                              [f"{results}/systems", f"{results}/runs"], ["dataset", "evaluation", *models],
                               [f"{results}/standings", f"{figures}/07_systems"]),
         "tables": notebook("The paper's tables 1 to 3, figures and verdicts, from the measurements.", "04_tables",
                            [*measured, *([f"{results}/training"] if profile.trained else [])],
@@ -134,7 +138,7 @@ def stages(profile: Profile) -> dict[str, dict[str, Any]]:
     wanted = {
         key: each for key, each in every.items()
         if (key not in shown or (shown[key] in books(profile) and (key != "fetch" or fetched)))
-        and (key != "systems" or profile.evaluation.systems)
+        and (key != "systems" or profile.evaluation.systems) and (key != "heads" or heads)
     }  # fmt: skip
     if "tables" in wanted:  # what dvc metrics and dvc plots show
         outs = {next(iter(out)): out for out in wanted["tables"].pop("outs")}
@@ -156,7 +160,9 @@ def stages(profile: Profile) -> dict[str, dict[str, Any]]:
 
 def coded(profile: Profile) -> list[str]:
     """The stages and notebooks whose code has a file of its own."""
-    others = [each for each in ("prepare", "reference", "fetch", "systems", "publish") if each in stages(profile)]
+    others = [
+        each for each in ("prepare", "reference", "fetch", "heads", "systems", "publish") if each in stages(profile)
+    ]
     return [*others, *books(profile)]
 
 

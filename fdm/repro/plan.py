@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import psutil
 import torch
+from torch import Tensor
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
 from fdm.data import archives, datasets, downloads
@@ -23,13 +24,14 @@ from fdm.data.sources import SOURCES
 from fdm.files import FdmError, root
 from fdm.model import checkpoints, cost
 from fdm.model.denoiser import Denoiser
+from fdm.model.joint import JointDenoiser
 from fdm.params import Precision
 from fdm.process.frameworks import FRAMEWORKS
 from fdm.repro import pipeline
-from fdm.study import runs, systems
+from fdm.study import heads, runs, systems
 from fdm.study.profiles import Profile
 from fdm.training import augmentation, processes
-from fdm.training.objectives import denoising
+from fdm.training.objectives import denoising, hybrid
 
 SECONDS = 20  # that the measurement takes
 UTILISATION = 0.3  # of a GPU's peak that a training is assumed to reach
@@ -101,9 +103,15 @@ def largest(networks: dict[str, Network]) -> Network | None:
 
 
 def evaluations(profile: Profile, name: str) -> int:
-    """Network evaluations that measuring one run takes, about, its share of the comparison of systems among them."""
+    """Network evaluations that measuring one run takes, about, with its share of the comparison of systems.
+
+    An image that heads are trained on costs about as much as one evaluation.
+    """
     cell = profile.run(name).cell
-    return runs.evaluations(profile, name) + systems.evaluations(profile, cell) // len(profile.runs_of(cell))
+    compared = systems.evaluations(profile, cell) // len(profile.runs_of(cell))
+    par, targets = profile.evaluation.systems, heads.targets_of(profile, name)
+    learned = len(targets) * heads.images(par.heads) if par and par.heads else 0
+    return runs.evaluations(profile, name) + compared + learned
 
 
 # ----------------------------------------------------------------------------------------------- measurement
@@ -170,8 +178,7 @@ def _measure(profile: Profile, dataset: Dataset, names: list[str], train: bool, 
                         float(denoiser(x, torch.ones((), device=place), labels).sum())  # a number waits for a GPU
                     return
                 augment = torch.zeros(n, augmentation.LABELS, device=place) if denoiser.model.augment_dim else None
-                u = FRAMEWORKS[run.framework].draw(n, torch.Generator(place).manual_seed(0))
-                loss = denoising.loss(denoiser, x, u, torch.randn_like(x), labels, augment).sum()
+                loss = _loss(denoiser, x, labels, augment).sum()
             loss.backward()
             adam.step()
             adam.zero_grad()
@@ -185,6 +192,16 @@ def _measure(profile: Profile, dataset: Dataset, names: list[str], train: bool, 
     if accelerator.is_main_process:
         path.write_text(json.dumps(total))
     accelerator.end_training()
+
+
+def _loss(denoiser: Denoiser, x: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
+    """The loss of a denoiser on images x (N, C, H, W), of its own kind."""
+    if isinstance(denoiser, JointDenoiser):
+        u, noise = torch.full((len(x), 1, 1, 1), 0.5, device=x.device), torch.randn(*x.shape, 2, device=x.device)
+        of = hybrid.bound if denoiser.learned else hybrid.hybrid
+        return of(denoiser, denoiser.process, x, u, noise, labels, augment)
+    u = FRAMEWORKS[denoiser.framework].draw(len(x), torch.Generator(x.device).manual_seed(0))
+    return denoising.loss(denoiser, x, u, torch.randn_like(x), labels, augment)
 
 
 def measure(profile: Profile, dataset: Dataset, names: list[str], train: bool) -> dict[str, float]:

@@ -178,12 +178,13 @@ def _others_compared(profile: Profile, made_by: dict[str, Any]) -> list[str]:
     if par is None:
         return other
     dataset = datasets.nothing(profile.dataset.name, made_by["shape"], made_by["classes"], made_by["dataset"])
-    every = systems.tuned(par)
-    for each in [*every]:  # whichever is the best, and those that are like it
-        every += systems.reported(par, {(each.system, each.nfe): each.options})
-    every = [*dict.fromkeys(every)]
     for name in profile.runs:
-        rows = select(measurements.read(profile.compared(profile.run(name).cell)), run=name)
+        cell = profile.run(name).cell
+        every = [*systems.tuned(par, cell), *systems.witnessed(profile, name), *systems.reported(par, cell, {})]
+        for each in systems.tuned(par, cell):  # whichever is the best, and those that are like it
+            every += systems.reported(par, cell, {(each.system, each.nfe): each.options})
+        every = [*dict.fromkeys(every)]
+        rows = select(measurements.read(profile.compared(cell)), run=name)
         trained = runs.experiment(profile, name, dataset) if name in profile.trained else dataset.sha256
         known = systems.experiments(profile, trained, dataset.sha256, made_by["weights"], every)
         if rows.empty or not {*rows["experiment"]} <= {*known.values()}:

@@ -8,12 +8,15 @@ from fdm.samplers.ddim import DDIM
 from fdm.samplers.ddpm import DDPM
 from fdm.samplers.dpm_multistep import DPM_2M, DPM_3M
 from fdm.samplers.dpm_solver import DPM_SOLVER_PP
+from fdm.samplers.gms import GMS
 from fdm.samplers.grids import Grid, Karras, LogSNR, LogSNR32
 from fdm.samplers.heun import HEUN
 from fdm.samplers.keep_noise import DCW, EPSILON_SCALING
 from fdm.samplers.masf import MASF
+from fdm.samplers.multivariate import EM, FLOW, SSCS, CLDTime
 from fdm.samplers.pndm import F_PNDM, S_PNDM
 from fdm.samplers.scaled import SCALED_DPM_2M, SCALED_IPNDM
+from fdm.samplers.sde_dpm import SDE_DPM_2M
 from fdm.samplers.time_shift import TS_DDIM
 from fdm.samplers.unipc import UNIPC
 from fdm.samplers.vp_grids import VPQuadratic, VPTime
@@ -36,6 +39,11 @@ SAMPLERS: dict[str, Sampler] = {
     "dcw": DCW,
     "ipndm-scaled": SCALED_IPNDM,
     "dpm-solver++2m-scaled": SCALED_DPM_2M,
+    "sde-dpm-solver++2m": SDE_DPM_2M,
+    "gms": GMS,
+    "multivariate-em": EM,
+    "multivariate-sscs": SSCS,
+    "multivariate-flow": FLOW,
 }
 
 GRIDS: dict[str, Callable[..., Grid]] = {
@@ -44,4 +52,5 @@ GRIDS: dict[str, Callable[..., Grid]] = {
     "log-snr-float32": LogSNR32,
     "vp-time": VPTime,
     "vp-quadratic": VPQuadratic,
+    "cld-time": CLDTime,
 }

@@ -1,10 +1,11 @@
-"""Samplers of linear diffusions with auxiliary variables, from a denoiser of the position alone.
+"""Samplers of linear diffusions with auxiliary variables.
 
 What the variables y of a pixel tell of its clean value is all in z = w y, at one level sigma: so D(z; sigma) gives the
-score of y, and a network that was trained without auxiliary variables samples with them. The grid's levels are those
-of z. x comes in as z at the highest level; what y is besides is drawn by `noise`. In the end z is given back.
+score of y, and a network that was trained without auxiliary variables samples with CLD's. One that was trained with
+them, and has `joint` and its own `process`, is asked with all of y. The grid's levels are those of z. x comes in as z
+at the highest level; what y is besides is drawn by `noise`. In the end z is given back.
 
-`em` is Euler and Maruyama's step of the reverse process. `sscs` (Dockhorn et al. 2022, arXiv 2112.07068, section 3.4)
+`em` is Euler and Maruyama's step of the reverse process. `sscs` (Dockhorn et al. 2022, arXiv 2112.07068, section 3.3)
 goes through half of its linear part exactly, takes the whole step of what the score differs from the stationary one,
 with the score of the step's beginning, and goes through the other half. `ode` is Heun's step of the probability flow.
 """
@@ -13,28 +14,12 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from fdm.process.multivariate import Multivariate, cld
+from fdm.process.multivariate import Multivariate, cld, lift
 from fdm.samplers.contract import Denoise, Noise, Sampler, one_a_step
 from fdm.samplers.grids import Grid
-
-SPAN = torch.logspace(-8, 2, 4001, dtype=torch.float64)  # of B, among which levels are looked up
-
-
-def times(process: Multivariate, levels: Tensor) -> Tensor:
-    """B at which y tells of x as much as x + sigma n, for the levels sigma above 0, float64."""
-    known = process.channel(SPAN)[1]
-    fine = torch.isfinite(known) & (known > 0)
-    grown, spans, wanted = known[fine].log().numpy(), SPAN[fine].log().numpy(), levels.double().log().numpy()
-    found = np.interp(wanted, grown, spans)
-    slopes = np.interp(found, spans, np.gradient(grown, spans))
-    for _ in range(3):  # Newton's steps from between the points of the table
-        reached = process.channel(torch.as_tensor(found).exp())[1].log().numpy()
-        found = found + (wanted - reached) / slopes
-    return torch.as_tensor(found).exp()
 
 
 class CLDTime(Grid):
@@ -42,26 +27,24 @@ class CLDTime(Grid):
 
     def __call__(self, tau: Tensor | float) -> Tensor:
         """sigma(tau), float64, for tau in [0, 1]."""
-        high, low = times(cld(), torch.tensor([self.high, self.low], dtype=torch.float64))
+        high, low = cld().times(torch.tensor([self.high, self.low], dtype=torch.float64))
         B = high + torch.as_tensor(tau, dtype=torch.float64) * (low - high)
         return cld().channel(B)[1]
 
 
 class _Path:
-    """A process at the levels of a grid, with a denoiser of the position."""
+    """A process at the levels of a grid, with a denoiser."""
 
-    def __init__(self, process: Multivariate, denoise: Denoise, grid: Grid, steps: int) -> None:
-        self.process, self.denoise = process, denoise
-        self.levels = grid.levels(steps).double()
-        self.B = times(process, self.levels)
+    def __init__(self, denoise: Denoise, grid: Grid, steps: int, device: torch.device) -> None:
+        known: Multivariate = getattr(denoise, "process", cld())
+        self.B = known.times(grid.levels(steps)).to(device)
+        self.process = known.to(device)
+        self.joint: Callable[[Tensor, Tensor], Tensor] | None = getattr(denoise, "joint", None)
+        self.denoise = denoise
 
     def begin(self, x: Tensor, draw: Tensor) -> Tensor:
         """y (..., K) at the highest level, whose z is x; `draw` (..., K) is unit noise."""
-        _, sigma, c = self.process.channel(self.B[0])
-        left = self.process.covariance(self.B[0]) - sigma**2 * torch.outer(c, c)  # of y given z
-        values, vectors = torch.linalg.eigh(left)
-        spread = vectors * values.clamp(min=0).sqrt()
-        return x[..., None] * c + draw @ spread.T
+        return lift(self.process, self.B[0], x, draw)
 
     def z(self, y: Tensor, B: Tensor) -> Tensor:
         """What y tells of x."""
@@ -70,7 +53,7 @@ class _Path:
     def score(self, y: Tensor, B: Tensor) -> Tensor:
         """The score of y at B, of the shape of y (..., K)."""
         w, sigma, c = self.process.channel(B)
-        D = self.denoise(y @ w, sigma).double()
+        D = (self.joint(y, sigma) if self.joint else self.denoise(y @ w, sigma)).double()
         return torch.linalg.solve(self.process.covariance(B), (D[..., None] * c - y)[..., None])[..., 0]
 
 
@@ -79,12 +62,13 @@ def _run(
 ) -> Iterator[Tensor]:
     if noise is None:
         raise ValueError("auxiliary variables need a source of noise")
-    path, K = _Path(cld(), denoise, grid, steps), len(cld().m)
+    x = x.double()
+    path = _Path(denoise, grid, steps, x.device)
+    K = len(path.process.m)
 
     def draw(number: int) -> Tensor:  # unit noise of all variables, (N, C, H, W, K)
-        return torch.stack([noise(K * number + k).double().cpu() for k in range(K)], -1)
+        return torch.stack([noise(K * number + k).double() for k in range(K)], -1)
 
-    x = x.double().cpu()
     yield x
     y = path.begin(x, draw(0))
     for i, (B, C) in enumerate(itertools.pairwise(path.B), start=1):
@@ -95,17 +79,17 @@ def _run(
 def _em(path: _Path, y: Tensor, B: Tensor, C: Tensor, draw: Callable[..., Tensor]) -> Tensor:
     h, D = B - C, path.process.D
     drift = y @ path.process.A.T - 2 * path.score(y, B) @ D
-    return y - h * drift + draw() @ (2 * h * D).sqrt()  # D is diagonal
+    return y - h * drift + draw() @ _root(2 * h * D)
 
 
 def _sscs(path: _Path, y: Tensor, B: Tensor, C: Tensor, draw: Callable[..., Tensor]) -> Tensor:
     h, process = B - C, path.process
     linear = torch.linalg.matrix_exp((process.Q - process.D) / process.m * h / 2)
     still = torch.diag(process.m)
-    spread = torch.linalg.cholesky(still - linear @ still @ linear.T + 1e-12 * torch.eye(len(still)))
-    y = y @ linear.T + draw(0) @ spread.T
+    spread = _root(still - linear @ still @ linear.T)
+    y = y @ linear.T + draw(0) @ spread
     y = y + 2 * h * (path.score(y, B) + y / process.m) @ process.D
-    return y @ linear.T + draw(1) @ spread.T
+    return y @ linear.T + draw(1) @ spread
 
 
 def _ode(path: _Path, y: Tensor, B: Tensor, C: Tensor, draw: Callable[..., Tensor]) -> Tensor:
@@ -116,36 +100,42 @@ def _ode(path: _Path, y: Tensor, B: Tensor, C: Tensor, draw: Callable[..., Tenso
     return y - (B - C) * (first + slope(y - (B - C) * first, C)) / 2
 
 
-def cld_em(denoise: Denoise, x: Tensor, grid: Grid, steps: int, noise: Noise | None = None) -> Iterator[Tensor]:
+def _root(covariance: Tensor) -> Tensor:
+    """The symmetric root of a covariance, which may be singular."""
+    values, vectors = torch.linalg.eigh(covariance)
+    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+
+
+def em(denoise: Denoise, x: Tensor, grid: Grid, steps: int, noise: Noise | None = None) -> Iterator[Tensor]:
     """Yield z, float64 (N, C, H, W), as given and after each step of Euler and Maruyama."""
     yield from _run(denoise, x, grid, steps, noise, _em)
 
 
-def cld_sscs(denoise: Denoise, x: Tensor, grid: Grid, steps: int, noise: Noise | None = None) -> Iterator[Tensor]:
+def sscs(denoise: Denoise, x: Tensor, grid: Grid, steps: int, noise: Noise | None = None) -> Iterator[Tensor]:
     """Yield z, float64 (N, C, H, W), as given and after each symmetric splitting step."""
     yield from _run(denoise, x, grid, steps, noise, _sscs)
 
 
-def cld_ode(denoise: Denoise, x: Tensor, grid: Grid, steps: int, noise: Noise | None = None) -> Iterator[Tensor]:
+def flow(denoise: Denoise, x: Tensor, grid: Grid, steps: int, noise: Noise | None = None) -> Iterator[Tensor]:
     """Yield z, float64 (N, C, H, W), as given and after each step of Heun's on the probability flow."""
     yield from _run(denoise, x, grid, steps, noise, _ode)
 
 
-def ode_steps(nfe: int, to_zero: bool = False) -> int:
+def flow_steps(nfe: int, to_zero: bool) -> int:
     """Steps that cost `nfe` evaluations, two each."""
     if to_zero or nfe < 2 or nfe % 2:
-        raise ValueError(f"CLD's flow costs an even number of evaluations and ends above 0, and {nfe} was asked for")
+        raise ValueError(f"this flow costs an even number of evaluations and ends above 0, and {nfe} was asked for")
     return nfe // 2
 
 
-def steps_above_zero(nfe: int, to_zero: bool = False) -> int:
+def steps_above_zero(nfe: int, to_zero: bool) -> int:
     """Steps of one evaluation each, on a grid that does not end at 0."""
     if to_zero:
         raise ValueError("auxiliary variables are at rest at no level of 0: the grid ends above it")
     return one_a_step(nfe, to_zero)
 
 
-ABOVE: dict[str, Any] = {"to_zero": False, "consistent": False}
-CLD_EM = Sampler("CLD, Euler-Maruyama", cld_em, steps_above_zero, **ABOVE)
-CLD_SSCS = Sampler("CLD, SSCS", cld_sscs, steps_above_zero, **ABOVE)
-CLD_ODE = Sampler("CLD, flow", cld_ode, ode_steps, **ABOVE)
+ABOVE: dict[str, Any] = {"grid": "cld-time", "to_zero": False, "consistent": False}
+EM = Sampler("multivariate, Euler-Maruyama", em, steps_above_zero, **ABOVE)
+SSCS = Sampler("multivariate, SSCS", sscs, steps_above_zero, **ABOVE)
+FLOW = Sampler("multivariate, flow", flow, flow_steps, **ABOVE)

@@ -4,6 +4,7 @@ import pandas as pd
 
 from fdm.data.sources import SOURCES
 from fdm.process.frameworks import FRAMEWORKS
+from fdm.process.joint import JOINT
 from fdm.study import tables
 from fdm.study.measurements import frechet, label, select
 from fdm.study.profiles import USUAL_TOP, Profile
@@ -31,7 +32,7 @@ def card(profile: Profile, name: str, rows: pd.DataFrame) -> str:
         f"FDM's input scaling with multiplier m = {run.multiplier:g}, loss-weight warm-up of {run.warmup_steps} steps"
     )
     kinds = {"ddpmpp": "DDPM++", "ncsnpp": "NCSN++"}
-    model, kind = label(run.framework, run.kernel), kinds[FRAMEWORKS[run.framework].architecture]
+    model, kind = label(run.framework, run.kernel), kinds[(FRAMEWORKS | JOINT)[run.framework].architecture]
     return f"""# {name}: {model} on {data}
 
 **What it is.** The denoiser D(x; σ) of {model}, an average over the training of a {kind} of {net.model_channels}

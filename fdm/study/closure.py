@@ -14,9 +14,12 @@ CLOSURES = {
     "scoring": ["study.measure"],
     "errors": ["study.errors"],
     "systems": ["study.systems"],
+    "heads": ["study.heads"],
+    "joint": ["training.objectives.hybrid", "model.joint"],
 }
-# Modules that choose, check and name but compute nothing: their choices are part of what an experiment is named by.
-APART = ("samplers", "study.profiles", "study.closure")
+# Modules that choose, check and name but compute nothing: their choices are part of what an experiment is named by. And
+# what some experiments alone are made with, whose names hold those closures besides.
+APART = ("samplers", "study.profiles", "study.closure", "study.heads", "training.objectives.hybrid", "model.joint")
 
 
 def _file(module: str) -> Path | None:

@@ -17,13 +17,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fdm.files import replace, write_json
+from fdm.process.joint import JOINT
 from fdm.study import agreement
 from fdm.study.measurements import MODELS, frechet, label, read_json, select
 from fdm.study.profiles import USUAL
 from fdm.study.tables import sampler_label
 
-COLOUR = {"vp": "#0072B2", "ve": "#D55E00", "edm": "#009E73"}
-MARKER = {"vp": "o", "ve": "s", "edm": "^"}
+COLOUR = {"vp": "#0072B2", "ve": "#D55E00", "edm": "#009E73", "cld": "#CC79A7", "mdm": "#E69F00"}
+MARKER = {"vp": "o", "ve": "s", "edm": "^", "cld": "D", "mdm": "v"}
 GREY = "#666666"
 
 
@@ -79,7 +80,7 @@ def style(framework: str, kernel: str) -> dict[str, Any]:
 
 
 def _lines(ax: Axes, rows: pd.DataFrame, x: str, y: str = "value", **kwargs: Any) -> None:
-    for framework, kernel in MODELS:
+    for framework, kernel in [*MODELS, *((framework, "baseline") for framework in JOINT)]:
         part = rows[(rows["framework"] == framework) & (rows["kernel"] == kernel)]
         if len(part):
             seeds = part.groupby(x)[y]

@@ -12,6 +12,7 @@ import pandas as pd
 
 from fdm.files import FdmError, root
 from fdm.process.frameworks import FRAMEWORKS
+from fdm.process.joint import JOINT
 from fdm.study.agreement import TEXT
 from fdm.study.profiles import USUAL, USUAL_TOP, Profile
 
@@ -20,7 +21,7 @@ MODELS = [(framework, kernel) for framework in FRAMEWORKS for kernel in ("baseli
 
 def label(framework: str, kernel: str) -> str:
     """A model as the paper writes it: EDM, EDM-FDM."""
-    return FRAMEWORKS[framework].label + ("-FDM" if kernel == "fdm" else "")
+    return (FRAMEWORKS | JOINT)[framework].label + ("-FDM" if kernel == "fdm" else "")
 
 
 def read(path: Path) -> pd.DataFrame:

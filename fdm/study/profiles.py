@@ -16,6 +16,7 @@ from fdm.params import (
     CheckpointParams,
     Count,
     DatasetParams,
+    HeadParams,
     NetworkParams,
     Positive,
     Precision,
@@ -121,6 +122,7 @@ class SystemParams(BaseModel):
     like: str | None = None  # another system, whose combination it takes
     against: list[str] = Field(default_factory=list)  # others, besides the first, that it is compared with
     other_latents: bool = False  # from latents of its own, which no system is: what chance does
+    heads: Literal["raw", "centred"] | None = None  # that say a trained network's moments; an exact one knows its own
 
     @property
     def candidates(self) -> list[dict[str, float | str]]:
@@ -146,6 +148,12 @@ class SystemsParams(Strict):
     # The first is the one that the others are compared with.
     systems: Annotated[list[SystemParams], Field(min_length=2)]
     crossed: CrossedParams
+    heads: HeadParams | None = None  # how they are trained, on every network that samples with them
+    only: dict[str, list[str]] = Field(default_factory=dict)  # cells with some of the systems alone, and none crossed
+
+    def of(self, cell: str) -> list[SystemParams]:
+        """The systems that are compared on a cell."""
+        return [each for each in self.systems if each.name in self.only.get(cell, [each.name])]
 
     @model_validator(mode="after")
     def _possible(self) -> "SystemsParams":
@@ -160,7 +168,14 @@ class SystemsParams(Strict):
         if len(set(names)) < len(names):
             raise ValueError("evaluation.systems: two systems have the same name")
         tuned = [each.name for each in self.systems if each.tune]
+        for cell, chosen in self.only.items():
+            if unknown := [name for name in chosen if name not in names]:
+                raise ValueError(f"evaluation.systems.only, {cell}: there is no such system as {unknown[0]!r}")
+            if names[0] not in chosen:
+                raise ValueError(f"evaluation.systems.only, {cell}: {names[0]} is missing, the first of all")
         for each in self.systems:
+            if (each.sampler == "gms") != (each.heads is not None) or (each.heads and not self.heads):
+                raise ValueError(f"evaluation.systems, {each.name}: heads belong to gms, and to evaluation.systems")
             needed = [*([(each.like, tuned)] if each.like else []), *((name, names) for name in each.against)]
             for other, among in needed:
                 if other not in among:
@@ -251,10 +266,14 @@ class Profile(Strict):
 
     def _check_cell(self, name: str, cell: CellParams) -> None:
         from fdm.process.frameworks import FRAMEWORKS
+        from fdm.process.joint import JOINT
 
-        if cell.framework not in FRAMEWORKS:
-            known = ", ".join(FRAMEWORKS)
-            raise ValueError(f"cells.{name}.framework: {cell.framework!r} is not allowed; it must be one of {known}")
+        known = FRAMEWORKS | JOINT
+        if cell.framework not in known:
+            told = ", ".join(known)
+            raise ValueError(f"cells.{name}.framework: {cell.framework!r} is not allowed; it must be one of {told}")
+        if cell.framework in JOINT and (cell.kernel != "baseline" or cell.source != "train" or cell.variant):
+            raise ValueError(f"cells.{name}: a network of {cell.framework} is a baseline that is trained here")
         if cell.variant == "radius embedded" and self.training and self.training.augment > 0:
             raise ValueError(f"cells.{name}.variant: the network is told of augmentations instead; set augment to 0")
         if "." in name:
@@ -270,9 +289,10 @@ class Profile(Strict):
             if missing := [seed for seed in self.seeds_of(name) if seed not in self.seeds_of(cell.start)]:
                 raise ValueError(f"{where}; it is not trained with the seed {missing[0]}")
             kinds = [
-                (FRAMEWORKS[each.framework].architecture, each.channel_mult, each.model_channels, each.variant)
+                (each.framework in JOINT, known[each.framework].architecture, each.channel_mult, each.model_channels,
+                 each.variant)
                 for each in (cell, parent)
-            ]
+            ]  # fmt: skip
             if kinds[0] != kinds[1]:
                 raise ValueError(f"{where}; its network is another")
         if self.network is not None:
@@ -336,6 +356,10 @@ class Profile(Strict):
     def checkpoints(self, run: str) -> Path:
         """Folder of a run's checkpoints, as they were trained here or fetched."""
         return self.build / "checkpoints" / run
+
+    def heads(self, run: str) -> Path:
+        """Folder of the heads that were trained on a run's network."""
+        return self.build / "heads" / run
 
     def logs(self, run: str) -> Path:
         """Folder of a run's log of training."""

@@ -30,7 +30,8 @@ from fdm.files import FdmError, digest, replace, root, sha256, write_json, write
 from fdm.model import checkpoints, released
 from fdm.params import SNAPSHOTS, RunParams, TrainingParams, snapshot_name
 from fdm.process.frameworks import FRAMEWORKS
-from fdm.study import agreement, cards, closure, errors, measure, measurements, networks, provenance, systems
+from fdm.process.joint import JOINT
+from fdm.study import agreement, cards, closure, errors, heads, measure, measurements, networks, provenance, systems
 from fdm.study.profiles import Profile
 from fdm.training import augmentation, loop, processes
 
@@ -205,13 +206,14 @@ def specify(profile: Profile, name: str, dataset: datasets.Dataset) -> dict[str,
     run, net = profile.run(name), profile.network
     if name not in profile.trained or net is None:
         raise FdmError(f"{name} is no network that is trained here: its source is {run.source}.")
-    par = parameters(profile, run)
+    par, joint = parameters(profile, run), run.framework in JOINT
     channels, resolution, _ = dataset.shape
+    of_model = {"framework"} if joint else {"framework", "kernel", "multiplier", "ve_multiplier", "tau", "variant"}
     return {
         "network": {
-            "architecture": FRAMEWORKS[run.framework].architecture,
+            "architecture": (FRAMEWORKS | JOINT)[run.framework].architecture,
             "resolution": resolution,
-            "channels": channels,
+            "channels": channels * (JOINT[run.framework].channels if joint else 1),
             "label_dim": dataset.classes if profile.dataset.conditional else 0,
             "augment_dim": 1 if run.variant == "radius embedded" else augmentation.LABELS if par.augment > 0 else 0,
             "model_channels": run.model_channels or net.model_channels,
@@ -220,7 +222,7 @@ def specify(profile: Profile, name: str, dataset: datasets.Dataset) -> dict[str,
             "attn_resolutions": net.attn_resolutions,
             "dropout": net.dropout,
         },
-        "denoiser": run.model_dump(include={"framework", "kernel", "multiplier", "ve_multiplier", "tau", "variant"}),
+        "denoiser": run.model_dump(include=of_model),
         "run": run.model_dump(exclude={"cell", "seeds", "source", "start"}),
         "training": par.model_dump(exclude={"state_kimg"}),
     }
@@ -252,6 +254,8 @@ def experiment(profile: Profile, name: str, dataset: datasets.Dataset) -> str:
     shape = {
         "description": specify(profile, name, dataset), "dataset": dataset.sha256, "code": closure.identity("training"),
     }  # fmt: skip
+    if profile.run(name).framework in JOINT:
+        shape["joint"] = closure.identity("joint")
     return digest(shape | ({"start": experiment(profile, parent, dataset)} if parent else {}))
 
 
@@ -470,6 +474,24 @@ def compare(profile: Profile) -> pd.DataFrame:
     for folder in (profile.results, profile.here):
         _remove_others(folder / "systems", [f"{cell}.csv" for cell in cells])
     return measurements.systems(profile)
+
+
+def train_heads(profile: Profile) -> list[str]:
+    """Train the heads that `evaluation.systems` samples with; those that are there are kept. Returns the runs."""
+    par = profile.evaluation.systems
+    wanted = {run: len(heads.targets_of(profile, run)) for run in profile.trained if heads.targets_of(profile, run)}
+    if par is None or par.heads is None or not wanted:
+        raise FdmError(f"{profile.params_file} has no evaluation.systems that sample with heads.")
+    each(
+        profile, wanted, _train_heads, lambda run, done: None, 1, sum(wanted.values()) * heads.images(par.heads), "img"
+    )
+    _remove_others(profile.build / "heads", wanted)
+    return [*wanted]
+
+
+def _train_heads(profile: Profile, run: str, advance: Advance) -> None:
+    _unchanged()
+    heads.train(profile, run, dataset_of(profile), processes.device(), advance)
 
 
 def _compare(profile: Profile, cell: str, advance: Advance) -> pd.DataFrame:

@@ -49,12 +49,14 @@ def _parameters(section: BaseModel) -> str:
 def noise_levels(profile: Profile) -> pd.DataFrame:
     """Noise levels that each kind of model trains on, by quantile, their loss weight, and the network's input there.
 
-    `input` is the standard deviation of c_in x for images of the standard deviation 0.5 that EDM assumes.
+    `input` is the standard deviation of c_in x for images of the standard deviation 0.5 that EDM assumes. Models that
+    see auxiliary variables, which have no such input, are left out.
     """
     rows: list[dict[str, Any]] = []
     # Which change no noise level and no input.
     unlike = {"seed", "seeds", "cell", "warmup_steps", "start", "source", "lr", "channel_mult", "model_channels"}
-    for run in {str(r.model_dump(exclude=unlike)): r for r in profile.trained.values()}.values():
+    scalar = [run for run in profile.trained.values() if run.framework in FRAMEWORKS]
+    for run in {str(r.model_dump(exclude=unlike)): r for r in scalar}.values():
         process = FRAMEWORKS[run.framework]
         draws = process.draw(100_000, torch.Generator().manual_seed(0))
         levels = process.sigma(draws).flatten().quantile(torch.tensor([0.05, 0.5, 0.95]))

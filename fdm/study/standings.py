@@ -127,7 +127,7 @@ def pairs(profile: Profile) -> list[tuple[str, str, str]]:
     ]  # fmt: skip
 
 
-def _both(rows: pd.DataFrame, plain: str, fdm: str, space: str, nfe: int, c: float) -> pd.DataFrame:
+def both(rows: pd.DataFrame, plain: str, fdm: str, space: str, nfe: int, c: float) -> pd.DataFrame:
     """`values` of both cells, by (cell, system), of the trainings that both have."""
     found = {cell: values(rows, cell, space, nfe, c) for cell in (plain, fdm)}
     return pd.concat(found, join="inner", axis=0).dropna(axis=1)
@@ -138,7 +138,7 @@ def kernels(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
     c, out = floors(rows), []
     for framework, plain, fdm in pairs(profile):
         for nfe in of(profile).nfe:
-            table = {space: _both(rows, plain, fdm, space, nfe, floor) for space, floor in c.items()}
+            table = {space: both(rows, plain, fdm, space, nfe, floor) for space, floor in c.items()}
             first = next(iter(table.values()))
             for system in dict.fromkeys(first.index.get_level_values(1)):
                 found = {space: over(each, (fdm, system), (plain, system)) for space, each in table.items()}  # type: ignore[arg-type]
@@ -157,7 +157,7 @@ def interactions(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
     c, out, base = floors(rows), [], of(profile).systems[0].name
     for framework, plain, fdm in pairs(profile):
         for nfe in of(profile).nfe:
-            table = {space: _both(rows, plain, fdm, space, nfe, floor) for space, floor in c.items()}
+            table = {space: both(rows, plain, fdm, space, nfe, floor) for space, floor in c.items()}
             names = dict.fromkeys(next(iter(table.values())).index.get_level_values(1))
             for system in (each for each in names if each != base):
                 found, places = [], [(fdm, system), (fdm, base), (plain, system), (plain, base)]
@@ -279,10 +279,10 @@ def alike(table: pd.DataFrame, *names: str) -> pd.DataFrame:
 # ------------------------------------------------------------------------------------------------ the mixture
 
 
-def on_mixture(sampler: str, nfe: list[int], **options: float | str) -> pd.Series:
+def on_mixture(sampler: str, nfe: list[int], grid: str | None = None, **options: float | str) -> pd.Series:
     """W1 of one sampler on the mixture of three, by evaluations; those that it cannot make are left out."""
     draws = _draws(1)
-    found = {n: _w1(sampler, n, None, False, options, draws) for n in nfe if systems.possible(sampler, n)}
+    found = {n: _w1(sampler, n, grid, False, options, draws) for n in nfe if systems.possible(sampler, n)}
     return pd.Series(found, name="W1").rename_axis("NFE")
 
 

@@ -4,12 +4,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from fdm.process.frameworks import FRAMEWORKS
 from fdm.study import standings
+from fdm.study import velocity as velocities
 from fdm.study.figures import COLOUR, GREY, MARKER
 from fdm.study.measurements import label, select
 from fdm.study.profiles import Profile
@@ -189,4 +191,80 @@ def scalars(profile: Profile, tuned: pd.DataFrame, oracle: pd.DataFrame) -> Figu
                ylabel=f"best {name}{' - 1' if less else ''}")  # fmt: skip
         _evaluations(ax, standings.of(profile).nfe)
     figure.legend(*axes[1].get_legend_handles_labels(), loc="outside right upper", fontsize=7)
+    return figure
+
+
+def _line(ax: Axes, profile: Profile, cell: str, table: pd.DataFrame, x: str, y: str) -> None:
+    """A line of a cell, and, where the table has it, its interval."""
+    of = profile.cells[cell].framework
+    ax.plot(table[x], table[y], marker=MARKER[of], ms=4, lw=1.2, color=COLOUR[of], label=_cell(profile, cell))
+    if "low" in table:
+        ax.fill_between(table[x], table["low"], table["high"], color=COLOUR[of], alpha=0.15, lw=0)
+
+
+def velocity(profile: Profile, levels: pd.DataFrame, training: pd.DataFrame) -> Figure:
+    """Networks with a velocity and without: error by noise level, the bound and samples by the length of training."""
+    samples = training.drop(columns=["value", "low", "high"])  # which have no interval
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
+    images, columns = "thousand training images", [("sigma", "value"), ("kimg", "value"), ("kimg", "KID")]
+    for cell in dict.fromkeys(levels["cell"]):
+        for ax, table, (x, y) in zip(axes, (levels, training, samples), columns, strict=True):
+            _line(ax, profile, cell, select(table, cell=cell), x, y)
+    told = [
+        ("noise level σ", "error over the exact D"),
+        (images, "below the entropy, nats a pixel"),
+        (images, "KID, Heun"),
+    ]
+    for ax, (x, y) in zip(axes, told, strict=True):
+        ax.set(xscale="log", yscale="log", xlabel=x, ylabel=y)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper")
+    return figure
+
+
+def with_velocity(profile: Profile, quality: pd.DataFrame, space: str, floor: float) -> Figure:
+    """Samples by evaluations, a panel a way to sample: networks with a velocity, and those of the position alone."""
+    cells = [cell for cell in profile.cells if cell in velocities.every(profile)]
+    names = standings.of(profile).of((velocities.cells(profile)[0] or cells)[0])
+    down = -(-len(names) // 5)
+    figure, axes = plt.subplots(down, 5, figsize=(12, 2.6 * down), sharex=True, sharey=True, squeeze=False,
+                                layout="constrained")  # fmt: skip
+    for ax in axes.flat[len(names) :]:
+        ax.set_axis_off()
+    for ax, system in zip(axes.flat, names, strict=False):
+        for cell in cells:
+            mine = select(quality, cell=cell, system=system.name)
+            _line(ax, profile, cell, mine.assign(shown=mine[space].clip(lower=0) + floor), "nfe", "shown")
+        ax.set(xscale="log", yscale="log")
+        ax.set_title(system.name, fontsize=9)
+        ax.axhline(floor, color=GREY, lw=1, ls=":")
+        _evaluations(ax, standings.of(profile).nfe)
+    figure.supxlabel("network evaluations", fontsize=9)
+    figure.supylabel(f"{space} + c", fontsize=9)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+    return figure
+
+
+def moments(table: pd.DataFrame) -> Figure:
+    """How far the cumulants are from the exact ones, by noise level: 1 is what saying 0 would give."""
+    kinds = [each for each in ("second cumulant", "third cumulant") if each in table]
+    figure, axes = plt.subplots(1, len(kinds), figsize=(4 * len(kinds) + 1.8, 3.2), squeeze=False, layout="constrained")
+    for ax, kind in zip(axes[0], kinds, strict=True):
+        for way in dict.fromkeys(table["way"]):
+            mine = select(table, way=way)
+            ax.plot(mine["sigma"], mine[kind], marker=".", lw=1.2, label=way)
+        ax.axhline(1, color=GREY, lw=1, ls=":")
+        ax.set(xscale="log", yscale="log", xlabel="noise level σ", title=kind)
+    axes[0, 0].set_ylabel("error over the exact value's size")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper")
+    return figure
+
+
+def gaps(table: pd.DataFrame) -> Figure:
+    """How far each process is from rest by how much noise has come in."""
+    figure, ax = plt.subplots(figsize=(5.4, 3.2), layout="constrained")
+    for name in dict.fromkeys(table["process"]):
+        mine = select(table, process=name)
+        ax.plot(mine["noise"], mine["from rest"], marker=".", label=name, ls="--" if name == "searched" else "-")
+    ax.set(xscale="log", yscale="log", xlabel="noise that has come in", ylabel="from rest, nats a pixel")
+    figure.legend(loc="outside right upper")
     return figure

@@ -22,9 +22,10 @@ from torch_fidelity.metric_kid import kernel_poly
 from fdm.data.datasets import Dataset, halves, to_float, to_uint8
 from fdm.files import digest, root, write_json
 from fdm.metrics import classifier, distances, features, learned
-from fdm.model.denoiser import Denoise
+from fdm.model.denoiser import Denoise, Denoiser
+from fdm.process.joint import JOINT
 from fdm.samplers import SAMPLERS
-from fdm.study import closure, networks
+from fdm.study import closure, heads, networks
 from fdm.study.profiles import Profile, SystemParams, SystemsParams
 from fdm.tasks import generation
 from fdm.training import processes
@@ -43,7 +44,8 @@ Best = dict[tuple[str, int], Options]
 
 
 class Sampling(NamedTuple):
-    """One set of samples: of `part` tuning, systems or crossed."""
+    """One set of samples: of `part` tuning, systems or crossed. Or what some networks say besides: their second and
+    third moments, of `part` moments, and the process that was learned with them, of `part` process."""
 
     part: str
     system: str
@@ -68,20 +70,20 @@ def possible(sampler: str, nfe: int, options: Options = ()) -> bool:
     return True
 
 
-def tuned(par: SystemsParams) -> list[Sampling]:
+def tuned(par: SystemsParams, cell: str) -> list[Sampling]:
     """What is tried on the latents for tuning, with the first seed of a cell."""
     return [
         Sampling("tuning", each.name, each.sampler, options, nfe, TUNING)
-        for each in par.systems if each.tune for nfe in par.nfe
+        for each in par.of(cell) if each.tune for nfe in par.nfe
         for options in map(functools.partial(_options, each), each.candidates)
         if possible(each.sampler, nfe, options)
     ]  # fmt: skip
 
 
-def reported(par: SystemsParams, best: Best) -> list[Sampling]:
-    """What is measured of every run; `best` has the options of tuned systems by name and evaluations."""
+def reported(par: SystemsParams, cell: str, best: Best) -> list[Sampling]:
+    """What is measured of every run of a cell; `best` has the options of tuned systems by name and evaluations."""
     out = []
-    for each in par.systems:
+    for each in par.of(cell):
         own = _options(each, each.candidates[0])
         for nfe in par.nfe:
             chosen = best.get((each.like or each.name, nfe), own)
@@ -90,14 +92,35 @@ def reported(par: SystemsParams, best: Best) -> list[Sampling]:
                 block = OTHER if each.other_latents else REPORTED
                 out.append(Sampling("systems", each.name, each.sampler, options, nfe, block))
     crossed = par.crossed
+    if cell in par.only:
+        return out
     return out + [
         Sampling("crossed", SAMPLERS[sampler].label, sampler, (("grid", grid),), nfe, REPORTED)
         for sampler in crossed.samplers for grid in crossed.grids for nfe in crossed.nfe if possible(sampler, nfe)
     ]  # fmt: skip
 
 
+def witnessed(profile: Profile, run: str) -> list[Sampling]:
+    """What a run's network says besides: second and third moments, of heads and by derivatives of D; and its process.
+
+    Derivatives with the first seed of a cell alone: besides one evaluation, each value of an image costs two passes
+    back.
+    """
+    learned = Sampling("process", "learned", "multivariate-sscs", (), 0, REPORTED)
+    framework = profile.run(run).framework
+    ways: dict[str, Options] = {f"{targets} heads": (("heads", targets),) for targets in heads.targets_of(profile, run)}
+    if ways and run == profile.runs_of(profile.run(run).cell)[0]:
+        ways["derivatives of D"] = ()
+    return [
+        *(Sampling("moments", name, "gms", (*options, ("sigma", sigma)), 1, REPORTED)
+          for name, options in ways.items() for sigma in heads.LEVELS),
+        *([learned] if framework in JOINT and JOINT[framework].learned else []),
+    ]  # fmt: skip
+
+
 def _options(system: SystemParams, options: dict[str, float | str]) -> Options:
     more: dict[str, float | str] = {"grid": system.grid} if system.grid else {}
+    more |= {"heads": system.heads} if system.heads else {}
     return tuple(sorted((options | more | ({"to_zero": 1.0} if system.to_zero else {})).items()))
 
 
@@ -106,13 +129,14 @@ def evaluations(profile: Profile, cell: str) -> int:
     par = profile.evaluation.systems
     if par is None:
         return 0
-    each_run = sum(each.nfe for each in reported(par, {})) + _converged(par)
-    return par.samples * (sum(each.nfe for each in tuned(par)) + len(profile.runs_of(cell)) * each_run)
+    each_run = sum(each.nfe for each in reported(par, cell, {})) + _converged(par, cell)
+    moments = sum(each.nfe for run in profile.runs_of(cell) for each in witnessed(profile, run))
+    return par.samples * (sum(each.nfe for each in tuned(par, cell)) + len(profile.runs_of(cell)) * each_run + moments)
 
 
-def _converged(par: SystemsParams) -> int:
+def _converged(par: SystemsParams, cell: str) -> int:
     """Evaluations a sample behind the converged solutions of a run."""
-    return CONVERGED[1] * len({each.block for each in reported(par, {})})
+    return CONVERGED[1] * len({each.block for each in reported(par, cell, {})})
 
 
 class Judge:
@@ -172,6 +196,18 @@ class Counted:
         self.calls += 1
         return self.denoiser(x, sigma, class_labels)
 
+    def __getattr__(self, name: str) -> Any:
+        """What some denoisers know besides, such as `cumulants`, which costs an evaluation as well."""
+        known = getattr(self.denoiser, name)
+        if not callable(known):
+            return known
+
+        def asked(*args: Any, **kwargs: Any) -> Any:
+            self.calls += 1
+            return known(*args, **kwargs)
+
+        return asked
+
 
 class Bench:
     """One run: its denoiser, its blocks of latents, and the solutions that samples are compared with."""
@@ -193,6 +229,16 @@ class Bench:
             self.exact.sigma_range = self.denoiser.sigma_range  # a sampler starts and ends where the network's does
         self.ends = dict[tuple[int, bool], Tensor]()
         self.dataset = dataset
+        self.heads = dict[str, tuple[Denoise, str]]()
+
+    def headed(self, what: Sampling) -> tuple[Denoise, str]:
+        """The denoiser that samples, with heads where it needs them, and the hash of those; an exact one has none."""
+        targets: Any = dict(what.options).get("heads")
+        if targets is None or not isinstance(self.denoiser, Denoiser):
+            return self.denoiser, ""
+        if targets not in self.heads:
+            self.heads[targets] = heads.load(self.profile, self.name, self.denoiser, targets, self.hash)
+        return self.heads[targets]
 
     def seeds(self, block: int) -> range:
         """The seeds of the latents of a block, of this training alone."""
@@ -202,7 +248,7 @@ class Bench:
     @torch.inference_mode()
     def end(self, denoiser: Denoise, seeds: range, sampler: str, nfe: int, options: Options = ()) -> Tensor:
         """Samples as they are, float64 (N, C, H, W)."""
-        how: dict[str, Any] = dict(options)
+        how: dict[str, Any] = {key: value for key, value in options if key != "heads"}
         how["to_zero"] = bool(how.get("to_zero", False))
         *_, x = generation.trajectory(denoiser, seeds, sampler, nfe, self.device, **how)
         return x.cpu()
@@ -217,7 +263,17 @@ class Bench:
 
     def measure(self, what: Sampling, judge: Judge) -> list[dict[str, Any]]:
         """A row a quantity."""
-        began, counted = time.perf_counter(), Counted(self.denoiser)
+        if what.part == "process":
+            said: Any = self.denoiser
+            rest, (Q, D, *_) = what._asdict() | {"options": "", "n": 1}, said.process
+            found = {"coupling": Q[1, 0], "noise in the pixel": D[0, 0], "noise in both": D[0, 1]}
+            return [rest | {"quantity": quantity, "value": float(value)} for quantity, value in found.items()]
+        if what.part == "moments":
+            sigma = float(dict(what.options)["sigma"])
+            found = heads.witness(self.headed(what)[0], self.dataset, sigma, self.device)
+            rest = what._asdict() | {"options": what.text, "n": heads.WITNESSES}
+            return [rest | {"quantity": quantity, "value": value} for quantity, value in found.items()]
+        began, counted = time.perf_counter(), Counted(self.headed(what)[0])
         x = self.end(counted, self.seeds(what.block), what.sampler, what.nfe, what.options)
         found = {"seconds": (time.perf_counter() - began) / len(x)}
         if what.part != "tuning":
@@ -257,7 +313,12 @@ def experiments(
     assert par.systems is not None
     code = [closure.identity("systems"), closure.identity(closure.of_sampler(CONVERGED[0]))]
     shape = [trained, dataset, par.extractor, weights, par.systems.samples]
-    return {what: digest([*shape, what, source, *code]) for what, source in sources(every).items()}
+    used = {what: dict(what.options).get("heads") for what in every}
+    of_heads = {what: [heads.experiment(trained, par.systems.heads, str(targets))]
+                for what, targets in used.items() if targets and par.systems.heads}  # fmt: skip
+    return {
+        what: digest([*shape, what, source, *code, *of_heads.get(what, [])]) for what, source in sources(every).items()
+    }
 
 
 def compare(
@@ -283,12 +344,14 @@ def compare(
     for number, name in enumerate(profile.runs_of(cell)):
         bench = Bench(profile, name, dataset, expected(name), device)
         if advance:
-            advance(par.samples * _converged(par))
+            advance(par.samples * _converged(par, cell))
         if number == 0:
-            tried = [*_measured(bench, tuned(par), judge, advance)]
+            tried = [*_measured(bench, tuned(par, cell), judge, advance)]
             rows += [row for _, found in tried for row in found]
             best = choose(par, {what: _quick(found, judge) for what, found in tried})
-        for _, found in _measured(bench, reported(par, best), judge, advance):
+        for _, found in _measured(bench, reported(par, cell, best), judge, advance):
+            rows += found
+        for _, found in _measured(bench, witnessed(profile, name), judge, advance):
             rows += found
     return pd.DataFrame(rows).reindex(columns=[*CONTEXT, *MEASURED, *ORIGIN])
 
@@ -347,7 +410,7 @@ def _measured(
     source = sources(every)
     names = experiments(profile, bench.trained, bench.dataset.sha256, judge.weights, every)
     for what, called in names.items():
-        key = digest([called, bench.hash, bits])
+        key = digest([called, bench.hash, bits, *filter(None, [bench.headed(what)[1]])])
         rows = networks.rows_under(known, key)
         if rows is None:
             context = {

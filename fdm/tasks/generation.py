@@ -1,5 +1,6 @@
 """Samples of a denoiser: the same latents for every model, whatever the batch size and the processes."""
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,6 +25,22 @@ def draw_latents(seeds: range, shape: tuple[int, int, int], classes: int) -> tup
         if classes:
             labels[i] = torch.randint(classes, (), generator=generator)
     return latents, labels
+
+
+class Told:
+    """A denoiser that is told the classes, (N, classes), once: what a sampler asks."""
+
+    def __init__(self, denoiser: Denoise, one_hot: Tensor | None) -> None:
+        self.denoiser, self.one_hot = denoiser, one_hot
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """D(x; sigma)."""
+        return self.denoiser(x, sigma, self.one_hot)
+
+    def __getattr__(self, name: str) -> Any:
+        """What some denoisers know besides D, such as `cumulants`; AttributeError of one that does not."""
+        known = getattr(self.denoiser, name)
+        return functools.partial(known, class_labels=self.one_hot) if callable(known) else known
 
 
 def noise_range(denoiser: Denoise, sigma_max: float = SIGMA_MAX) -> tuple[float, float]:
@@ -56,9 +73,7 @@ def trajectory(
     one_hot = torch.eye(denoiser.classes)[labels].to(device) if denoiser.classes else None
     levels = GRIDS[grid or entry.grid](*noise_range(denoiser, sigma_max), to_zero)
 
-    def D(x: Tensor, sigma: Tensor) -> Tensor:
-        return denoiser(x, sigma, one_hot)
-
+    D = Told(denoiser, one_hot)
     x = latents.to(device).double() * levels.high
     yield from entry.sample(D, x, levels, steps, UnitNoise(seeds, denoiser.shape, device), **options)
 

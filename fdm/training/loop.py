@@ -27,9 +27,11 @@ from fdm.data.datasets import Dataset, to_float
 from fdm.files import FdmError, digest, replace, write_json
 from fdm.model import checkpoints, cost
 from fdm.params import SNAPSHOTS, RunParams, TrainingParams, snapshot_name
+from fdm.process.joint import JOINT
 from fdm.training import augmentation, processes, state
 from fdm.training.engine import Batch, Engine, Objective
 from fdm.training.objectives.denoising import Denoising
+from fdm.training.objectives.hybrid import Hybrid
 
 
 class Training(NamedTuple):
@@ -199,7 +201,8 @@ def _loop(training: Training, dataset: Dataset, home: Path, device: str, advance
     log_every, state_every = (max(1, round(kimg * 1000 / par.batch)) for kimg in (par.log_kimg, par.state_kimg))
 
     torch.manual_seed(step_seed(run.seed, 0))
-    objective = Denoising(description, run, par, accelerator.device, start)
+    of = Hybrid if run.framework in JOINT else Denoising
+    objective = of(description, run, par, accelerator.device, start)
     flops = cost.TRAINING * cost.flops(objective.denoiser)
     engine = Engine(objective, accelerator, par.precision == "tf32")
     step, history, previous = _resume(training, engine, home, flops, device)
