@@ -174,7 +174,8 @@ def test_the_whole_of_it_accepts_a_refactoring_and_nothing_else(tmp_path):
     """In a repository of its own, with fewer configurations and a short sentinel."""
     study = Scratch(tmp_path / "study")
     few = ("vp-fdm", "ve-fdm", "edm-baseline", "edm-baseline-exact")
-    study.edit("fdm/repro/fingerprint.py", "PARTS = (", f"CELLS = {{name: CELLS[name] for name in {few}}}\nPARTS = (")
+    fewer = f"CELLS = {{name: CELLS[name] for name in {few}}}\nVARIANTS = {{'vp-fdm-gain': VARIANTS['vp-fdm-gain']}}\n"
+    study.edit("fdm/repro/fingerprint.py", "PARTS = (", f"{fewer}PARTS = (")
     study.edit("params.yaml", "budget_kimg: 50", "budget_kimg: 1")
     study.edit("params.yaml", "samples: 800", "samples: 32")
     (study.path / "results" / "accepted.csv").unlink(missing_ok=True)

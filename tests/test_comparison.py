@@ -434,3 +434,47 @@ def test_what_the_notebook_says_of_corrections_is_so_in_the_tables(standing):
         assert (standings.option(few, "size") == 0).all()
     told = of_record("controls", system="TS-DDIM", other="TS-DDIM, random").iloc[0]
     assert told["better"] <= told["worse"] and told["median ratio"] == pytest.approx(1, abs=0.02)
+
+
+def test_what_the_notebook_says_of_noise_and_moments_is_so_in_the_tables(standing):
+    for cell in (*EDMS, "vp-baseline"):
+        for nfe in (5, 8, 10):
+            sde, eta = (standing.loc[(cell, name, nfe), "ratio"] for name in ("SDE-DPM-Solver++ (2M)", "DDIM, eta 1"))
+            assert sde < 0.6 * eta
+    assert standing.loc[("vp-fdm-warmup", "SDE-DPM-Solver++ (2M)", 5), "ratio"] > 1
+    assert all(standing.loc[("vp-fdm-warmup", "SDE-DPM-Solver++ (2M)", nfe), "ratio"] < 0.3 for nfe in (15, 20, 35, 50))
+    for nfe in (5, 8, 10, 15):
+        names = ("GMS", "Gaussian, right variance", "DDIM, eta 1")
+        three, two, none = (standing.loc[("edm-baseline-exact", name, nfe), "ratio"] for name in names)
+        assert three < 0.95 * two and two < 0.85 * none
+    for cell in ("vp-baseline", "vp-fdm-warmup"):
+        assert all(standing.loc[(cell, "GMS", nfe), "ratio"] > 1.2 for nfe in (5, 8, 10, 15, 20, 35, 50))
+    published = of_record("ratios", system="GMS, as published", quantity="KID(EfficientNet-Lite0)")
+    networks = published[~published["cell"].str.endswith("-exact")]
+    assert set(networks[networks["counts"] == "better"]["cell"]) == {"vp-fdm-warmup"}
+
+
+def test_what_the_notebook_says_of_a_velocity_is_so_in_the_tables(standing):
+    for cell in (*EDMS, "vp-baseline"):
+        assert standing.loc[(cell, "Velocity, flow", 20), "ratio"] > 5
+        assert 0.7 < standing.loc[(cell, "Velocity, SSCS, EDM's grid", 10), "ratio"] < 1.5
+    levels = of_record("levels").astype({"value": float, "sigma": float}).set_index(["cell", "sigma"])["value"]
+    sigmas = levels.index.get_level_values("sigma").unique()
+    near = {at: min(sigmas, key=lambda sigma, at=at: abs(np.log(sigma / at))) for at in (1.0, 80.0)}
+    end = of_record("training").astype({"duration": float})
+    end = end[end["duration"] == 1].set_index("cell")[["value", "KID"]].astype(float)
+    for cell in ("cld-baseline", "mdm-baseline"):
+        for other in ("edm-baseline", "vp-baseline"):
+            assert levels[cell, near[1.0]] > 1.2 * levels[other, near[1.0]], "where images form"
+            assert end.loc[cell, "value"] > end.loc[other, "value"] and end.loc[cell, "KID"] > end.loc[other, "KID"]
+    assert levels["cld-baseline", near[80.0]] < levels["vp-baseline", near[80.0]]
+    counted = of_record("velocity_counted").astype({"better": int, "worse": int, "median ratio": float})
+    own = counted[counted["system"].str.startswith("Velocity")]
+    cld, mdm = (own[own["cell"] == f"{name}-baseline"] for name in ("cld", "mdm"))
+    assert cld["better"].sum() >= cld["worse"].sum() and cld["median ratio"].median() == pytest.approx(1, abs=0.1)
+    assert mdm["better"].sum() == 0 and mdm["worse"].sum() > 20
+    learned = of_record("learned").astype({"coupling": float})["coupling"]
+    assert learned.max() < 0.5 and learned.std() < 0.2 * learned.mean()
+    gaps = of_record("gaps").astype({"noise": float, "from rest": float})
+    nearest = gaps.loc[gaps.groupby("noise")["from rest"].idxmin(), "process"]
+    assert set(nearest) == {"VP"}

@@ -357,3 +357,11 @@ def test_what_words_say_of_the_results_is_so_in_the_tables():
     assert slopes["exact", "vp-fdm-warmup"] < 0.5 < slopes["exact", "vp-baseline"], "it no longer sees how long x is"
     steps = measurements.read(folder / "steps.csv").set_index(["target", "framework", "sampler"])
     assert steps.loc[("exact", "EDM", "heun"), "low"] > 2 / 3, "a third is far"
+    assert verdicts.loc[("C4", "EDM", "exact")] == "does not hold"
+    assert verdicts.loc[("C5", "all", "exact")] == "equivalent", "the input scaling, not the warm-up"
+    why = measurements.select(measurements.read(folder / "why.csv"), target="exact").set_index("change")
+    for framework in ("EDM", "VP", "VE"):
+        assert why.loc[f"{framework} with FDM's c_in", "low"] > 1, "the input scaling does it"
+    assert why.loc["VP-FDM, told the radius", "high"] < 0.8, "told how long x is"
+    one, fdm = (why.loc[f"EDM with {kind}", "ratio"] for kind in ("c_in = 1", "FDM's c_in"))
+    assert abs(np.log(one / fdm)) < 0.01, "c_in = 1 does what FDM does"

@@ -244,17 +244,24 @@ def with_velocity(profile: Profile, quality: pd.DataFrame, space: str, floor: fl
     return figure
 
 
-def moments(table: pd.DataFrame) -> Figure:
-    """How far the cumulants are from the exact ones, by noise level: 1 is what saying 0 would give."""
-    kinds = [each for each in ("second cumulant", "third cumulant") if each in table]
-    figure, axes = plt.subplots(1, len(kinds), figsize=(4 * len(kinds) + 1.8, 3.2), squeeze=False, layout="constrained")
-    for ax, kind in zip(axes[0], kinds, strict=True):
-        for way in dict.fromkeys(table["way"]):
-            mine = select(table, way=way)
-            ax.plot(mine["sigma"], mine[kind], marker=".", lw=1.2, label=way)
-        ax.axhline(1, color=GREY, lw=1, ls=":")
-        ax.set(xscale="log", yscale="log", xlabel="noise level σ", title=kind)
-    axes[0, 0].set_ylabel("error over the exact value's size")
+def moments(profile: Profile, table: pd.DataFrame) -> Figure:
+    """How far the cumulants are from the exact ones by noise level, a column a cell: 1 is what saying 0 gives."""
+    kinds = [each for each in ("second cumulant", "third cumulant") if table[each].notna().any()]
+    cells = list(dict.fromkeys(table["cell"]))
+    down, across = max(len(kinds), 1), max(len(cells), 1)
+    figure, axes = plt.subplots(down, across, figsize=(2.6 * across + 2, 2.6 * down), sharex=True, sharey="row",
+                                squeeze=False, layout="constrained")  # fmt: skip
+    for row, kind in zip(axes, kinds, strict=False):
+        for ax, cell in zip(row, cells, strict=True):
+            for way in dict.fromkeys(table["way"]):
+                mine = select(table, way=way, cell=cell)
+                ax.plot(mine["sigma"], mine[kind], marker=".", lw=1.2, label=way)
+            ax.axhline(1, color=GREY, lw=1, ls=":")
+            ax.set(xscale="log", yscale="log")
+        row[0].set_ylabel(f"{kind}: error over its size", fontsize=9)
+    for ax, cell in zip(axes[0], cells, strict=False):
+        ax.set_title(_cell(profile, cell), fontsize=9)
+    figure.supxlabel("noise level σ", fontsize=9)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper")
     return figure
 

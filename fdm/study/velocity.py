@@ -164,16 +164,16 @@ def learned(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def moments(rows: pd.DataFrame) -> pd.DataFrame:
-    """How far second and third cumulants are from the exact ones, by way and noise level: geometric mean over runs.
+    """How far second and third cumulants are from the exact ones, by cell, way and level: geometric mean over runs.
 
     1 is what saying 0 would give. `seconds` an image is their median.
     """
     mine = select(rows, part="moments")
     mine = mine.assign(sigma=standings.option(mine, "sigma"))
     out = list[dict[str, Any]]()
-    for (system, sigma), part in mine.groupby(["system", "sigma"], sort=False):
-        row = {"way": system, "sigma": sigma}
+    for (cell, system, sigma), part in mine.groupby(["cell", "system", "sigma"], sort=False):
+        row = {"cell": cell, "way": system, "sigma": sigma}
         for quantity, each in part.groupby("quantity", sort=False)["value"]:
             row[str(quantity)] = float(each.median()) if quantity == "seconds" else float(np.exp(np.log(each).mean()))
         out.append(row)
-    return pd.DataFrame(out, columns=["way", "sigma", "second cumulant", "third cumulant", "seconds"])
+    return pd.DataFrame(out, columns=["cell", "way", "sigma", "second cumulant", "third cumulant", "seconds"])
