@@ -27,6 +27,7 @@ from fdm.model.denoiser import Denoiser
 from fdm.model.joint import JointDenoiser
 from fdm.params import Precision
 from fdm.process.frameworks import FRAMEWORKS
+from fdm.process.joint import JOINT
 from fdm.repro import pipeline
 from fdm.study import heads, runs, systems
 from fdm.study.profiles import Profile
@@ -67,8 +68,8 @@ def dataset_of(profile: Profile) -> Dataset:
 
 
 def network(profile: Profile, name: str, dataset: Dataset) -> Network:
-    """Cost of one run's network, without allocating it."""
-    with torch.device("meta"):
+    """Cost of one run's network, without allocating it, but for one that computes with its process."""
+    with torch.device("cpu" if profile.run(name).framework in JOINT else "meta"):
         denoiser = checkpoints.build(runs.specify(profile, name, dataset)).train()
         x = torch.zeros(1, *denoiser.shape)
         labels = torch.zeros(1, denoiser.classes) if denoiser.classes else None

@@ -67,9 +67,9 @@ def bounds(profile: Profile) -> pd.DataFrame:
     the same for all processes.
     """
     rows = select(evidence.errors(profile), quantity="excess", cell=every(profile))
-    table = rows.pivot_table(index=["cell", "duration", "kimg", "seed"], columns="sigma", values="value")
     told = list[dict[str, Any]]()
-    if len(table):
+    if len(rows):
+        table = rows.pivot_table(index=["cell", "duration", "kimg", "seed"], columns="sigma", values="value")
         sigma = table.columns.to_numpy(float)
         lost = pd.Series(np.trapezoid(table.to_numpy() / sigma**2, np.log(sigma), axis=1), table.index)
         found = lost.groupby(["cell", "duration", "kimg"], sort=False)
@@ -118,7 +118,8 @@ def by_training(profile: Profile) -> pd.DataFrame:
     (sampler, nfe), rows = profile.evaluation.primary, measurements.table(profile)
     mine = select(rows, metric="KID", sampler=sampler, nfe=nfe, cell=every(profile))
     table = mine.groupby(["cell", "duration", "kimg"], sort=False)["value"].mean()
-    return bounds(profile).merge(table.rename("KID").reset_index(), how="outer")
+    lost, drawn = bounds(profile), table.rename("KID").reset_index()
+    return lost.merge(drawn, how="outer") if len(lost) else drawn.reindex(columns=[*lost.columns, "KID"])
 
 
 def searched(noise: float) -> multivariate.Multivariate:
