@@ -11,6 +11,7 @@ import pytest
 
 from fdm.files import root
 from fdm.repro import accept
+from fdm.repro.fingerprint import PARTS
 from fdm.study import closure
 from tests.scratch import ROOT, Scratch
 
@@ -149,6 +150,11 @@ def source(tmp_path_factory):
 @pytest.fixture(scope="module")
 def before(source):
     return {only: fingerprint(source, only) for only in ("training", "sampler", "scoring")}
+
+
+def test_every_closure_has_a_fingerprint():
+    """Without one no change of it, nor of what it imports, could be accepted."""
+    assert set(closure.CLOSURES) <= set(PARTS)
 
 
 @pytest.mark.slow

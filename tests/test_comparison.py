@@ -473,6 +473,9 @@ def test_what_the_notebook_says_of_a_velocity_is_so_in_the_tables(standing):
     cld, mdm = (own[own["cell"] == f"{name}-baseline"] for name in ("cld", "mdm"))
     assert cld["better"].sum() >= cld["worse"].sum() and cld["median ratio"].median() == pytest.approx(1, abs=0.1)
     assert mdm["better"].sum() == 0 and mdm["worse"].sum() > 20
+    assert (mdm[mdm["system"] == "Velocity, SSCS"]["median ratio"] < 1).all(), "by SSCS alone"
+    explicit = mdm[mdm["system"].str.contains("flow|Euler")]
+    assert (explicit["median ratio"] > 1.5).all(), "explicit steps are unstable"
     learned = of_record("learned").astype({"coupling": float})["coupling"]
     assert learned.max() < 0.5 and learned.std() < 0.2 * learned.mean()
     gaps = of_record("gaps").astype({"noise": float, "from rest": float})

@@ -243,6 +243,24 @@ def test_a_sampler_asks_what_sees_all_variables_with_all_of_them_and_in_its_own_
     assert (z.flatten().sort().values - data).abs().mean().item() < 0.06
 
 
+def test_a_coupling_below_clds_is_over_damped_and_explicit_steps_through_it_are_unstable():
+    """The splitting sampler goes exactly through what is linear, and does not mind."""
+    seen = Seen(multivariate.searched(torch.tensor(0.37), torch.tensor([[0.1, 0.0], [0.0, 1.0]])))
+    values = torch.linalg.eigvals(seen.process.A)
+    assert values.imag.abs().max() == 0 and values.real.min() < 20 * values.real.max() < 0
+    x = 80 * torch.randn(4000, 1, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def noise(i):
+        return torch.randn(4000, 1, 1, 1, generator=torch.Generator().manual_seed(100 + i), dtype=torch.float64)
+
+    def spread(name):
+        *_, z = SAMPLERS[name].sample(seen, x, Karras(0.002, 80.0), SAMPLERS[name].steps(50, False), noise)
+        return z.std().item()
+
+    assert spread("multivariate-sscs") == pytest.approx(0.94665**0.5, abs=0.05)
+    assert spread("multivariate-em") > 1000 and spread("multivariate-flow") > 10
+
+
 # ------------------------------------------------------------------------------------------------------ training
 
 

@@ -143,6 +143,8 @@ def test_heads_are_trained_once_compared_with_the_exact_moments_and_sampled_with
     every = systems.reported(par, "edm-fdm", {})
     other = profile.model_copy(update={"evaluation": profile.evaluation.model_copy(update={"systems": SystemsParams
         .model_validate(FEW | WITH_HEADS | {"heads": HEADS | {"kimg": 2.0}})})})  # fmt: skip
+    with pytest.raises(FdmError, match="of other parameters or source; run python -m fdm heads"):
+        runs._compare(other, "edm-fdm", None)
     names = [systems.experiments(each, "a", "b", "c", every) for each in (profile, other)]
     changed = {what.system for what in every if names[0][what] != names[1][what]}
     assert changed == {"GMS", "raw"}

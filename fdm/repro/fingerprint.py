@@ -10,6 +10,7 @@ import contextlib
 import copy
 import hashlib
 import json
+import shutil
 import tempfile
 import threading
 import time
@@ -31,6 +32,7 @@ from fdm.metrics import distances, features
 from fdm.model import checkpoints, oracle
 from fdm.model.denoiser import Denoise, Denoiser
 from fdm.params import SNAPSHOTS, snapshot_name
+from fdm.process.joint import JOINT
 from fdm.samplers import SAMPLERS
 from fdm.study import agreement, closure, errors, heads, measure, networks, profiles, runs, systems
 from fdm.study.profiles import Profile, SystemsParams
@@ -64,7 +66,7 @@ VARIANTS = {
     "cld-baseline": {"framework": "cld", "kernel": "baseline"},
     "mdm-baseline": {"framework": "mdm", "kernel": "baseline"},
 }  # fmt: skip
-PARTS = ("training", "sampler", "scoring", "errors", "systems")
+PARTS = ("training", "joint", "sampler", "scoring", "errors", "heads", "systems")
 SCORED = ("vp-fdm", "edm-baseline", "edm-baseline-exact")
 
 
@@ -114,12 +116,16 @@ class _Interrupted(Exception):
     """Raised to stop a training, which then has to resume."""
 
 
-def _of_training(folder: Path, digits: Dataset, known: Dataset) -> Iterator[tuple[str, str]]:
-    """Weights at every snapshot and the losses; with augmentation, dropout and accumulation also of a resumed run."""
+def _of_training(folder: Path, digits: Dataset, known: Dataset, part: str) -> Iterator[tuple[str, str]]:
+    """Weights at every snapshot and the losses; with augmentation, dropout and accumulation also of a resumed run.
+
+    Of the part `joint` those of networks that see a velocity, and of the part `training` those of all others.
+    """
     for variant, profile, dataset in (
         ("plain", probe(), digits), ("augmented", probe(0.5, 0.1, 2), digits), ("fresh", probe(variants=True), known),
     ):  # fmt: skip
-        for name, run in profile.trained.items():
+        chosen = [name for name, run in profile.trained.items() if (run.framework in JOINT) == (part == "joint")]
+        for name in chosen:
             training = runs.training_of(profile, name, dataset)
             if training.start:
                 start = folder / variant / str(runs.parent_of(profile, name)) / "c" / training.start.name
@@ -146,7 +152,18 @@ def _of_training(folder: Path, digits: Dataset, known: Dataset) -> Iterator[tupl
             if name == "vp-fdm-0":
                 yield f"training: launched {variant}", _launched(training, dataset, folder / "launched" / variant)
             losses = torch.tensor([row["loss"] for row in done["history"]], dtype=torch.float64)
-            yield f"training: {variant} {run.cell}", hash_of(*parts, losses)
+            yield f"{part}: {variant} {profile.run(name).cell}", hash_of(*parts, losses)
+
+
+def _of_joint(folder: Path, digits: Dataset, known: Dataset) -> Iterator[tuple[str, str]]:
+    """Networks that see a velocity: trained, and asked for the position alone and for all variables."""
+    yield from _of_training(folder, digits, known, "joint")
+    for path in sorted((folder / "fresh").glob("*/c")):
+        denoiser, _ = checkpoints.load(path / snapshot_name(1.0))
+        if denoiser.framework in JOINT:
+            for sampler in ("ddim", "multivariate-sscs"):
+                path_of = list(generation.trajectory(denoiser, range(3), sampler, 4))
+                yield f"joint: {sampler} {denoiser.framework}", hash_of(*path_of)
 
 
 def _launched(training: loop.Training, dataset: Dataset, work: Path) -> str:
@@ -329,6 +346,48 @@ def _of_errors(folder: Path, digits: Dataset, known: Dataset) -> Iterator[tuple[
     yield "errors: enlarged", hash_of(enlarged(torch.ones(1, 1, 16, 16), torch.tensor(0.5)))
 
 
+NOISY = SystemsParams.model_validate({
+    "samples": 16, "nfe": [4],
+    "systems": [
+        {"name": "DDIM", "sampler": "ddim"}, {"name": "GMS", "sampler": "gms", "heads": "centred"},
+        {"name": "GMS, raw", "sampler": "gms", "heads": "raw", "limits": "published"},
+        {"name": "SSCS", "sampler": "multivariate-sscs"},
+    ],
+    "crossed": {"samplers": ["ddim"], "grids": ["karras"], "nfe": [4]},
+    "heads": {"kimg": 0.2, "batch": 32, "lr": 1e-3},
+    "only": {"cld-baseline": ["DDIM", "SSCS"], "mdm-baseline": ["DDIM", "SSCS"]},
+})  # fmt: skip
+
+
+def _of_heads(folder: Path, digits: Dataset, known: Dataset) -> Iterator[tuple[str, str]]:
+    """Heads of both kinds on networks as they are initialised, and how far their moments and derivatives are off."""
+    for number, (plain, run, dataset) in enumerate([
+        (probe(), "edm-baseline-0", digits), (probe(variants=True), "vp-fdm-gain-0", known),
+        (probe(variants=True, conditional=False), "vp-fdm-gain-0", known),
+    ]):  # fmt: skip
+        if run not in plain.trained:
+            continue
+        evaluation = plain.evaluation.model_copy(update={"systems": NOISY})
+        profile = plain.model_copy(update={"evaluation": evaluation})
+        with mock.patch.object(Profile, "build", folder / f"heads{number}"):
+            _as_trained(profile, run, dataset)
+            assert heads.targets_of(plain, run) == []
+            weights = networks.weights_of(profile, run, dataset, profile.checkpoints(run))[1.0]
+            heads.train(profile, run, dataset, "cpu")
+            shutil.rmtree(profile.heads(run))
+            told = list[int]()
+            for _ in range(2):  # trained again, and then kept
+                heads.train(profile, run, dataset, "cpu", told.append)
+            heads.train(profile, run, dataset, "cpu")
+            for targets in heads.targets_of(profile, run):
+                denoiser, _ = networks.denoiser_of(profile, run, dataset, profile.checkpoints(run), 1.0)
+                assert isinstance(denoiser, Denoiser)
+                headed, called = heads.load(profile, run, denoiser, targets, weights)
+                seen = [heads.witness(each, dataset, 0.5, "cpu") for each in (headed, denoiser)]
+                values = [value for each in seen for quantity, value in each.items() if quantity != "seconds"]
+                yield f"heads: {run} {number} {targets}", digest([called, values])
+
+
 def _of_systems(folder: Path, digits: Dataset, known: Dataset) -> Iterator[tuple[str, str]]:
     """Systems of every kind compared, tuned and crossed, on a network and on exact denoisers; and real images."""
     compared = SystemsParams.model_validate({
@@ -343,25 +402,14 @@ def _of_systems(folder: Path, digits: Dataset, known: Dataset) -> Iterator[tuple
         ],
         "crossed": {"samplers": ["ddim", "f-pndm"], "grids": ["karras", "vp-time"], "nfe": [5]},
     })  # fmt: skip
-    noisy = SystemsParams.model_validate({
-        "samples": 16, "nfe": [4],
-        "systems": [
-            {"name": "DDIM", "sampler": "ddim"}, {"name": "GMS", "sampler": "gms", "heads": "centred"},
-            {"name": "GMS, raw", "sampler": "gms", "heads": "raw", "limits": "published"},
-            {"name": "SSCS", "sampler": "multivariate-sscs"},
-        ],
-        "crossed": {"samplers": ["ddim"], "grids": ["karras"], "nfe": [4]},
-        "heads": {"kimg": 0.2, "batch": 32, "lr": 1e-3},
-        "only": {"cld-baseline": ["DDIM", "SSCS"], "mdm-baseline": ["DDIM", "SSCS"]},
-    })  # fmt: skip
     of_digits, of_known, untold = probe(), probe(variants=True), probe(variants=True, conditional=False)
     twice = probe(variants=True, seeds=(0, 1))
     measured = [
         (of_digits, "edm-baseline", digits, compared), (of_digits, "edm-baseline-exact", digits, compared),
         (of_known, "vp-fdm-gain", known, compared), (untold, "vp-fdm-gain", known, compared),
-        (of_digits, "edm-baseline", digits, noisy), (of_digits, "edm-baseline-exact", digits, noisy),
-        (twice, "vp-fdm-gain", known, noisy), (untold, "vp-fdm-gain", known, noisy),
-        (of_known, "cld-baseline", known, noisy), (of_known, "mdm-baseline", known, noisy),
+        (of_digits, "edm-baseline", digits, NOISY), (of_digits, "edm-baseline-exact", digits, NOISY),
+        (twice, "vp-fdm-gain", known, NOISY), (untold, "vp-fdm-gain", known, NOISY),
+        (of_known, "cld-baseline", known, NOISY), (of_known, "mdm-baseline", known, NOISY),
     ]  # fmt: skip
     for number, (plain, cell, dataset, par) in enumerate(each for each in measured if each[1] in each[0].cells):
         evaluation = plain.evaluation.model_copy(update={"systems": par})
@@ -394,13 +442,17 @@ def fingerprint(only: Sequence[str] = PARTS) -> dict[str, str]:
         dataset = sources.prepare(probe().dataset, folder / "digits.safetensors")
         known = sources.prepare(probe(variants=True).dataset, folder / "known.safetensors")
         if "training" in only:
-            out |= dict(_of_training(folder, dataset, known)) | dict(_of_state(folder))
+            out |= dict(_of_training(folder, dataset, known, "training")) | dict(_of_state(folder))
+        if "joint" in only:
+            out |= dict(_of_joint(folder, dataset, known))
         if "sampler" in only:
             out |= dict(_of_samplers(dataset, known))
         if "scoring" in only:
             out |= dict(_of_scoring(folder, dataset, known))
         if "errors" in only:
             out |= dict(_of_errors(folder, dataset, known))
+        if "heads" in only:
+            out |= dict(_of_heads(folder, dataset, known))
         if "systems" in only:
             out |= dict(_of_systems(folder, dataset, known))
     return out

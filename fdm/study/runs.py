@@ -494,11 +494,30 @@ def _train_heads(profile: Profile, run: str, advance: Advance) -> None:
     heads.train(profile, run, dataset_of(profile), processes.device(), advance)
 
 
+def _require_heads(profile: Profile, run: str) -> None:
+    """Raise FdmError for heads that the parameters and the source do not name: others would be measured under it."""
+    par, folder, targets = profile.evaluation.systems, profile.heads(run), heads.targets_of(profile, run)
+    if par is None or par.heads is None or not targets:
+        return
+    trained = networks.trained_as(profile.checkpoints(run))
+    try:
+        known = json.loads((folder / checkpoints.EXPERIMENT).read_text(encoding="utf-8"))["experiment"]
+    except (OSError, ValueError, KeyError, TypeError):
+        known = None
+    if known != {each: heads.experiment(trained, par.heads, each) for each in targets}:
+        raise FdmError(
+            f"The heads in {folder} are missing, or of other parameters or source; run python -m fdm heads --params "
+            f"{profile.params_file}."
+        )
+
+
 def _compare(profile: Profile, cell: str, advance: Advance) -> pd.DataFrame:
     dataset, device = dataset_of(profile), processes.device()
     _unchanged()
     if cell == systems.FLOOR:
         return systems.floor(profile, dataset, device)
+    for run in profile.runs_of(cell):
+        _require_heads(profile, run)
     found = systems.compare(profile, cell, dataset, lambda run: expected(profile, run, dataset), device, advance)
     try:
         _unchanged()
