@@ -448,7 +448,7 @@ def test_what_the_notebook_says_of_noise_and_moments_is_so_in_the_tables(standin
         three, two, none = (standing.loc[("edm-baseline-exact", name, nfe), "ratio"] for name in names)
         assert three < 0.95 * two and two < 0.85 * none
     for cell in ("vp-baseline", "vp-fdm-warmup"):
-        assert all(standing.loc[(cell, "GMS", nfe), "ratio"] > 1.2 for nfe in (5, 8, 10, 15, 20, 35, 50))
+        assert all(standing.loc[(cell, "GMS", nfe), "ratio"] > 1.9 for nfe in (5, 8, 10, 15, 20, 35))
     published = of_record("ratios", system="GMS, as published", quantity="KID(EfficientNet-Lite0)")
     networks = published[~published["cell"].str.endswith("-exact")]
     assert set(networks[networks["counts"] == "better"]["cell"]) == {"vp-fdm-warmup"}
