@@ -69,3 +69,35 @@ def sample(
         return torch.cat([generation.sample(denoiser, seeds, sampler, nfe, **options) for seeds in parts])
     except ValueError as error:
         raise FdmError(f"nfe {nfe} is not possible: {error}.") from error
+
+
+def restore(
+    denoiser: Denoise,
+    y: Tensor,
+    task: str = "sr4",
+    noise: float = 0.1,
+    mask: Tensor | None = None,
+    method: str = "ccdf",
+    nfe: int = 20,
+    seed: int = 0,
+    label: int | None = None,
+    **options: Any,
+) -> Tensor:
+    """Images from measurements y of them, float (N, C, h, w) in [-1, 1]: uint8 (N, C, H, W), in `nfe` evaluations.
+
+    `task` is in `fdm.tasks.physics.TASKS`; `noise` is the standard deviation of the measurement's. `mask` (H, W) says
+    which pixels are known, in place of the task's own. `options` are the method's, such as `sigma_0` of ccdf, the noise
+    level that it starts from. A network that is told classes needs a `label`. What is random follows from `seed`.
+    Raises FdmError for measurements of another shape or with values that are not finite, and for unknown names.
+    """
+    from fdm.data.datasets import to_uint8
+    from fdm.files import FdmError
+    from fdm.tasks import own_pictures
+
+    if nfe < 1 or not 0 <= seed < 2**62:
+        raise FdmError(f"nfe is {nfe} and seed {seed}; allowed are nfe from 1 and seed from 0 up.")
+    seeds = range(seed, seed + len(y))
+    seen = own_pictures.measurement(task, y, denoiser.shape, noise, seeds, mask)
+    if method == "ccdf":
+        options = {"sigma_0": 2.0, "eta": 1.0} | options if "sampler" not in options else {"sigma_0": 2.0} | options
+    return to_uint8(own_pictures.restored(denoiser, seen, method, nfe, seeds, label, **options))

@@ -10,7 +10,8 @@ from fdm.files import FdmError, relative, root, write_text
 from fdm.study import profiles
 from fdm.study.profiles import Profile
 
-NOTEBOOKS = ["01_kernel", "02_train", "03_evaluate", "04_tables", "05_evidence", "06_published_code", "07_systems"]
+NOTEBOOKS = ["01_kernel", "02_train", "03_evaluate", "04_tables", "05_evidence", "06_published_code", "07_systems",
+             "08_restoration"]  # fmt: skip
 
 
 def check(profile: Profile, args: argparse.Namespace) -> None:
@@ -79,6 +80,14 @@ def systems(profile: Profile, args: argparse.Namespace) -> None:
     print(f"{len(found)} measurements of {found['system'].nunique()} systems on {found['cell'].nunique()} cells")
 
 
+def restoration(profile: Profile, args: argparse.Namespace) -> None:
+    """Restore held-out images from measurements of them by each system, as evaluation.restoration says."""
+    from fdm.study import runs
+
+    found = runs.restore(profile)
+    print(f"{len(found)} measurements of {found['system'].nunique()} systems on {found['cell'].nunique() - 1} cells")
+
+
 def fetch(profile: Profile, args: argparse.Namespace) -> None:
     """Fetch the published networks of a profile into downloads/ and import them."""
     from fdm.study import runs
@@ -112,6 +121,48 @@ def sample(args: argparse.Namespace) -> None:
 
     pictures.write_grid(images, args.out)
     print(f"{args.out}: {args.n} samples of {args.run}, {args.sampler}, {args.nfe} evaluations, seeds from {args.seed}")
+
+
+def restore(args: argparse.Namespace) -> None:
+    """Restore pictures: whole ones are measured first, others are measurements. Writes one sheet, a row a picture.
+
+    Columns: the picture where it is whole, what was measured of it, the restoration, and how far it is off.
+    """
+    import torch
+
+    import fdm
+    from fdm.data.datasets import to_float, to_uint8
+    from fdm.tasks import own_pictures, physics, pictures
+
+    denoiser = fdm.load(args.run, args.profile)
+    channels, side, _ = denoiser.shape
+    if args.task not in physics.TASKS:
+        raise FdmError(f"There is no task named {args.task}; there are: {', '.join(physics.TASKS)}.")
+    options: dict[str, Any] = dict(map(_option, args.option))
+    mask = own_pictures.read(args.mask, 1)[0, 0] > 0 if args.mask else None
+    rows = []
+    for number, path in enumerate(args.pictures):
+        given, seeds = own_pictures.read(path, channels), range(args.seed + number, args.seed + number + 1)
+        small = side // physics.TASKS[args.task].divides
+        if given.shape[2:] not in ((side, side), (small, small)):
+            told = f"{side} x {side}" + (f", or {small} x {small} as measured" if small < side else "")
+            raise FdmError(f"{path} has {given.shape[3]} x {given.shape[2]} pixels; the network needs {told}.")
+        whole, y = given.shape[2] == side, given
+        if whole and mask is None:
+            y = physics.see(args.task, given, args.noise, seeds).y
+        elif mask is not None and mask.shape == given.shape[2:]:
+            y = given * mask
+        seen = own_pictures.measurement(args.task, y, denoiser.shape, args.noise, seeds, mask)
+        found = fdm.restore(denoiser, y, args.task, args.noise, mask, args.method, args.nfe, seeds[0], args.label,
+                            **options)  # fmt: skip
+        first = last = torch.full_like(found, 110)  # nothing, where the whole picture is not known
+        if whole:
+            first, last = to_uint8(given), to_uint8((to_float(found) - given).abs() - 1)
+        rows += [first, to_uint8(seen.estimate), found, last]
+    pictures.write_grid(torch.cat(rows), args.out, 4)
+    print(
+        f"{args.out}: {len(args.pictures)} pictures, {args.task}, {args.method} with {args.run}, {args.nfe} evaluations"
+    )
 
 
 def readme(profile: Profile, args: argparse.Namespace) -> None:
@@ -193,8 +244,8 @@ def doctor(args: argparse.Namespace) -> None:
 
 
 COMMANDS = [
-    check, pipeline, code, prepare, reference, train, cells, heads, systems, fetch, notebook, publish, readme, plan,
-    verify, explain, rounding, accept,
+    check, pipeline, code, prepare, reference, train, cells, heads, systems, restoration, fetch, notebook, publish,
+    readme, plan, verify, explain, rounding, accept,
 ]  # fmt: skip
 
 
@@ -235,6 +286,20 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--seed", type=int, default=0, help="of the first sample; the next has the next (0)")
     command.add_argument("--out", type=Path, required=True, help="the picture, such as grid.png")
     command.set_defaults(function=sample, params=None)
+    command = commands.add_parser("restore", help=(restore.__doc__ or "").split("\n")[0], description=restore.__doc__)
+    command.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE", help="at the network's resolution")
+    command.add_argument("--task", default="sr4", help="sr2, sr4, box, random or fourier (sr4)")
+    command.add_argument("--run", default="edm-fdm-warmup-0", help="a run, or a checkpoint's path (edm-fdm-warmup-0)")
+    command.add_argument("--profile", default="restoration", help="the profile of the run (restoration)")
+    command.add_argument("--method", default="ccdf", help="ccdf, dps, diffpir or dossr (ccdf)")
+    command.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of the method: sigma_0=5")
+    command.add_argument("--mask", type=Path, help="a picture whose white pixels are known, in place of the task's own")
+    command.add_argument("--noise", type=float, default=0.1, help="standard deviation of the measurement's (0.1)")
+    command.add_argument("--nfe", type=int, default=20, help="network evaluations a picture (20)")
+    command.add_argument("--seed", type=int, default=0, help="of the first picture; the next has the next (0)")
+    command.add_argument("--label", type=int, help="the class, for a network that is told it")
+    command.add_argument("--out", type=Path, required=True, help="the sheet, such as restored.png")
+    command.set_defaults(function=restore, params=None)
     command = commands.add_parser("doctor", help=doctor.__doc__, description=doctor.__doc__)
     command.set_defaults(function=doctor, params=None)
     args = parser.parse_args(argv)

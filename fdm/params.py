@@ -93,6 +93,14 @@ class HeadParams(Strict):
     lr: Positive  # falls to 0 in a line
 
 
+class GivenParams(Strict):
+    """An estimate of the image that a network is given beside x: from a measurement, as in `fdm.tasks.physics`."""
+
+    task: Literal["sr2", "sr4"]
+    noise: Annotated[float, Field(ge=0, allow_inf_nan=False)]  # standard deviation of the measurement's
+    shift: bool  # whether the clean image in x moves to the estimate as noise grows, as DoSSR has it
+
+
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
@@ -118,6 +126,7 @@ class CellParams(Strict):
     tau: Tau = "sigma"  # what FDM's c_in is a function of: sigma, linearly, as published, or the framework's own time
     warmup_steps: Annotated[int, Field(ge=0)] = 0  # optimiser steps of loss-weight warm-up; 0 is none
     variant: Variant | None = None
+    given: GivenParams | None = None  # what the network sees besides x
     # Where a run's network or learning rate differs from the profile's.
     channel_mult: list[Count] | None = None
     model_channels: Annotated[int, Field(ge=8, multiple_of=8)] | None = None

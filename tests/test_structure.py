@@ -258,7 +258,8 @@ def test_what_is_loaded_with_a_closure_is_in_it_or_chooses_and_computes_nothing(
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = {each.removeprefix("fdm.") for each in done.stdout.split()}
     allowed = closure.modules(*closure.CLOSURES[name]).keys() | {m for m in SOURCE if SOURCE[m].stem == "__init__"}
-    allowed |= closure.modules(*closure.CLOSURES["joint"]).keys()  # which only frameworks of that kind compute with
+    for other in ("joint", "conditional"):  # which only networks of that kind compute with
+        allowed |= closure.modules(*closure.CLOSURES[other]).keys()
     if name != "training":
         allowed |= {"study.profiles", "study.closure"} | {module for module in SOURCE if room(module) == "samplers"}
     assert module in loaded
@@ -286,31 +287,37 @@ EVERY_SAMPLER = {closure.of_sampler(name) for name in SAMPLERS}
 @pytest.mark.parametrize(
     ("file", "changed"),
     [
-        ("training/objectives/denoising.py", {"training", "joint"}),
+        ("training/objectives/denoising.py", {"training", "joint", "conditional"}),
         ("training/loop.py", {"training"}),
-        ("training/processes.py", {"training", "scoring", "errors", "systems", "joint"}),
+        ("training/processes.py", {"training", "scoring", "errors", "systems", "joint", "conditional", "restoration"}),
         ("training/heads.py", {"heads"}),
         ("training/objectives/hybrid.py", {"joint"}),
         ("model/moments.py", {"heads"}),
         ("model/joint.py", {"joint"}),
-        ("process/joint.py", {"training", "scoring", "errors", "systems", "heads", "joint"}),
-        ("process/momentum.py", {"training", "scoring", "errors", "systems", "heads", "joint"}),
+        (
+            "process/joint.py",
+            {"training", "scoring", "errors", "systems", "heads", "joint", "conditional", "restoration"},
+        ),
+        (
+            "process/momentum.py",
+            {"training", "scoring", "errors", "systems", "heads", "joint", "conditional", "restoration"},
+        ),
         ("process/multivariate.py", {"joint", "samplers.multivariate"}),
-        ("model/unet.py", {"training", "scoring", "errors", "systems", "heads", "joint"}),
-        ("params.py", {"training", "scoring", "errors", "systems", "heads", "joint"}),
-        ("files.py", {"training", "scoring", "errors", "systems", "heads", "joint"}),
-        ("metrics/distances.py", {"scoring", "systems"}),
-        ("metrics/classifier.py", {"scoring", "systems"}),
+        ("model/unet.py", {"training", "scoring", "errors", "systems", "heads", "joint", "conditional", "restoration"}),
+        ("params.py", {"training", "scoring", "errors", "systems", "heads", "joint", "conditional", "restoration"}),
+        ("files.py", {"training", "scoring", "errors", "systems", "heads", "joint", "conditional", "restoration"}),
+        ("metrics/distances.py", {"scoring", "systems", "restoration"}),
+        ("metrics/classifier.py", {"scoring", "systems", "restoration"}),
         ("study/measure.py", {"scoring"}),
         ("study/errors.py", {"errors"}),
-        ("study/systems.py", {"systems"}),
-        ("metrics/learned.py", {"systems"}),
+        ("study/systems.py", {"systems", "restoration"}),
+        ("metrics/learned.py", {"systems", "restoration"}),
         ("study/standings.py", set()),
-        ("study/networks.py", {"scoring", "errors", "systems", "heads"}),
+        ("study/networks.py", {"scoring", "errors", "systems", "heads", "restoration"}),
         ("study/heads.py", {"heads"}),
         ("tasks/denoising.py", {"errors"}),
         ("tasks/gradients.py", {"errors"}),
-        ("tasks/generation.py", {"scoring", "errors", "systems", "heads"}),
+        ("tasks/generation.py", {"scoring", "errors", "systems", "heads", "restoration"}),
         ("samplers/grids.py", EVERY_SAMPLER),
         ("samplers/vp_grids.py", set()),
         ("samplers/contract.py", EVERY_SAMPLER),

@@ -8,6 +8,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from fdm.files import FdmError, hash_of, replace
+from fdm.model.conditional import ConditionalDenoiser
 from fdm.model.denoiser import Denoiser
 from fdm.model.joint import JointDenoiser
 from fdm.model.unet import UNet
@@ -20,7 +21,8 @@ def build(description: dict[str, Any]) -> Denoiser:
     """A denoiser with fresh weights from its description: `network` are UNet's arguments, `denoiser` the denoiser's."""
     if description["denoiser"]["framework"] in JOINT:
         return JointDenoiser(UNet(**description["network"]), **description["denoiser"])
-    return Denoiser(UNet(**description["network"]), **description["denoiser"])
+    of = ConditionalDenoiser if "given" in description["denoiser"] else Denoiser
+    return of(UNet(**description["network"]), **description["denoiser"])
 
 
 def save(path: Path, denoiser: Denoiser, description: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ import resource
 import statistics
 import sys
 import time
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -15,13 +16,19 @@ TRAINING = 3  # FLOPs of one training step in those of one evaluation: forward, 
 DTYPE = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def asked(denoiser: Denoiser, n: int, device: torch.device | str) -> dict[str, Any]:
+    """What a denoiser is asked with for n images, by name: all zeros, at the noise level 1."""
+    x = torch.zeros(n, *denoiser.shape, device=device)
+    labels = torch.zeros(n, denoiser.classes, device=device) if denoiser.classes else None
+    told: dict[str, Any] = {"x": x, "sigma": torch.ones((), device=device), "class_labels": labels}
+    return told | ({"condition": x} if denoiser.condition else {})
+
+
 def flops(denoiser: Denoiser) -> int:
     """FLOPs of one evaluation of one image: products and convolutions, a multiplication and an addition each."""
     device = next(denoiser.parameters()).device
-    x = torch.zeros(1, *denoiser.shape, device=device)
-    labels = torch.zeros(1, denoiser.classes, device=device) if denoiser.classes else None
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        denoiser(x, torch.ones((), device=device), labels)
+        denoiser(**asked(denoiser, 1, device))
     return counter.get_total_flops()
 
 

@@ -34,9 +34,10 @@ from fdm.model.denoiser import Denoise, Denoiser
 from fdm.params import SNAPSHOTS, snapshot_name
 from fdm.process.joint import JOINT
 from fdm.samplers import SAMPLERS
-from fdm.study import agreement, closure, errors, heads, measure, networks, profiles, runs, systems
-from fdm.study.profiles import Profile, SystemsParams
+from fdm.study import agreement, closure, errors, heads, measure, networks, profiles, restoration, runs, systems
+from fdm.study.profiles import Profile, RestorationParams, SystemsParams
 from fdm.tasks import generation
+from fdm.tasks.physics import TASKS
 from fdm.training import loop, state
 
 STEPS, BATCH = 8, 32
@@ -66,7 +67,14 @@ VARIANTS = {
     "cld-baseline": {"framework": "cld", "kernel": "baseline"},
     "mdm-baseline": {"framework": "mdm", "kernel": "baseline"},
 }  # fmt: skip
-PARTS = ("training", "joint", "sampler", "scoring", "errors", "heads", "systems")
+# Networks that are given an estimate.
+GIVEN = {
+    "edm-baseline-given": {"framework": "edm", "kernel": "baseline",
+                           "given": {"task": "sr2", "noise": 0.1, "shift": False}},
+    "edm-fdm-shifted": {"framework": "edm", "kernel": "fdm", "multiplier": 2.0, "warmup_steps": 4,
+                        "given": {"task": "sr4", "noise": 0.1, "shift": True}},
+}  # fmt: skip
+PARTS = ("training", "joint", "conditional", "sampler", "scoring", "errors", "heads", "systems", "restoration")
 SCORED = ("vp-fdm", "edm-baseline", "edm-baseline-exact")
 
 
@@ -85,9 +93,13 @@ def probe(
     variants: bool = False,
     conditional: bool = True,
     seeds: tuple[int, ...] = (0,),
+    chosen: dict[str, Any] | None = None,
 ) -> Profile:
-    """A profile on the digits, or of the variants on the known distribution: few steps, and schedules as short."""
-    step, cells = BATCH / 1000, VARIANTS if variants else CELLS
+    """A profile on the digits, or of the variants on the known distribution: few steps, and schedules as short.
+
+    Of `chosen` cells, where they are given.
+    """
+    step, cells = BATCH / 1000, chosen or (VARIANTS if variants else CELLS)
     by_gradients = [name for name in ("vp-baseline-told", "edm-baseline") if name in cells]
     settings: list[dict[str, Any]] = [
         {"sampler": "heun", "nfe": [5], "duration": [*SNAPSHOTS]},
@@ -119,11 +131,15 @@ class _Interrupted(Exception):
 def _of_training(folder: Path, digits: Dataset, known: Dataset, part: str) -> Iterator[tuple[str, str]]:
     """Weights at every snapshot and the losses; with augmentation, dropout and accumulation also of a resumed run.
 
-    Of the part `joint` those of networks that see a velocity, and of the part `training` those of all others.
+    Of the part `joint` those of networks that see a velocity, of `conditional` those that are given an estimate, and of
+    the part `training` those of all others.
     """
-    for variant, profile, dataset in (
+    trained = [
         ("plain", probe(), digits), ("augmented", probe(0.5, 0.1, 2), digits), ("fresh", probe(variants=True), known),
-    ):  # fmt: skip
+    ]  # fmt: skip
+    if part == "conditional":
+        trained = [("given", probe(chosen=GIVEN), digits)]
+    for variant, profile, dataset in trained:
         chosen = [name for name, run in profile.trained.items() if (run.framework in JOINT) == (part == "joint")]
         for name in chosen:
             training = runs.training_of(profile, name, dataset)
@@ -164,6 +180,16 @@ def _of_joint(folder: Path, digits: Dataset, known: Dataset) -> Iterator[tuple[s
             for sampler in ("ddim", "multivariate-sscs"):
                 path_of = list(generation.trajectory(denoiser, range(3), sampler, 4))
                 yield f"joint: {sampler} {denoiser.framework}", hash_of(*path_of)
+
+
+def _of_conditional(folder: Path, digits: Dataset, known: Dataset) -> Iterator[tuple[str, str]]:
+    """Networks that are given an estimate: trained, and asked."""
+    yield from _of_training(folder, digits, known, "conditional")
+    profile, x = probe(chosen=GIVEN), to_float(digits.held[:4])
+    for cell in GIVEN:
+        denoiser, labels = _denoiser(profile, f"{cell}-0", digits), torch.eye(10)[:4]
+        said = [denoiser(x * sigma, torch.tensor(sigma), labels, condition=x) for sigma in (0.5, 20.0)]
+        yield f"conditional: {cell}", hash_of(*said)
 
 
 def _launched(training: loop.Training, dataset: Dataset, work: Path) -> str:
@@ -434,6 +460,42 @@ def _of_systems(folder: Path, digits: Dataset, known: Dataset) -> Iterator[tuple
             yield f"systems: real images, {named}", hash_of(torch.tensor(floor["value"].to_numpy(float)))
 
 
+def _of_restoration(folder: Path, digits: Dataset, known: Dataset) -> Iterator[tuple[str, str]]:
+    """Every task and method, tuned and not, on a prior, and on networks with an estimate and with a shift."""
+    par = RestorationParams.model_validate({
+        "noise": 0.1, "tasks": [*TASKS], "images": 16, "tuning": 4, "nfe": [1, 4],
+        "systems": [
+            {"name": "from noise", "method": "ccdf", "sigma_0": 80.0, "eta": 1.0},
+            {"name": "CCDF", "method": "ccdf", "sampler": "ab", "grid": "vp-time", "tune": {"sigma_0": [1.0, 2.0]}},
+            {"name": "known", "method": "ccdf", "sigma_0": 2.0, "data": "known noise"},
+            {"name": "DiffPIR", "method": "diffpir", "tune": {"lambda_": [1.0, 2.0]}}, {"name": "DPS", "method": "dps"},
+            {"name": "closer", "given": "estimate", "method": "ccdf", "sigma_0": 2.0, "data": "none"},
+            *({"name": f"DoSSR {order} {slope}", "given": "shift", "method": "dossr", "order": order, "slope": slope}
+              for order in (1, 2, 3) for slope in ("published", "at s")),
+        ],
+    })  # fmt: skip
+    untold = {cell: about for cell, about in CELLS.items() if cell == "edm-baseline"}
+    for cell in (*untold, *GIVEN):
+        plain = probe(chosen=untold | GIVEN, conditional=False)
+        profile = plain.model_copy(update={"evaluation": plain.evaluation.model_copy(update={"restoration": par})})
+        smallest = 8 if cell in untold else restoration.SMALLEST
+        with (
+            mock.patch.object(Profile, "build", folder / "restoration"),
+            mock.patch.object(restoration, "SMALLEST", smallest),
+        ):
+            _as_trained(profile, f"{cell}-0", digits)
+            told = list[int]()
+            rows = restoration.compare(profile, cell, digits, lambda run: None, "cpu", told.append)
+            assert restoration.compare(profile, cell, digits, lambda run: None).equals(rows)  # as it is remembered
+            assert sum(told) == restoration.evaluations(profile, cell)
+            kept = restoration.pictures(profile, cell, digits, lambda run: None)
+            yield f"restoration: pictures {cell}", hash_of(*(kept[key] for key in sorted(kept)))
+            rows = rows[rows["quantity"] != "seconds"]
+            yield f"restoration: {cell}", hash_of(torch.tensor(rows["value"].to_numpy(float)))
+    found = restoration.estimates(profile, digits)
+    yield "restoration: estimates", hash_of(torch.tensor(found["value"].to_numpy(float)))
+
+
 def fingerprint(only: Sequence[str] = PARTS) -> dict[str, str]:
     """Hashes by what they are of, `<closure>: <configuration>`; of all parts, or `only` of some."""
     out: dict[str, str] = {}
@@ -445,6 +507,8 @@ def fingerprint(only: Sequence[str] = PARTS) -> dict[str, str]:
             out |= dict(_of_training(folder, dataset, known, "training")) | dict(_of_state(folder))
         if "joint" in only:
             out |= dict(_of_joint(folder, dataset, known))
+        if "conditional" in only:
+            out |= dict(_of_conditional(folder, dataset, known))
         if "sampler" in only:
             out |= dict(_of_samplers(dataset, known))
         if "scoring" in only:
@@ -455,6 +519,8 @@ def fingerprint(only: Sequence[str] = PARTS) -> dict[str, str]:
             out |= dict(_of_heads(folder, dataset, known))
         if "systems" in only:
             out |= dict(_of_systems(folder, dataset, known))
+        if "restoration" in only:
+            out |= dict(_of_restoration(folder, dataset, known))
     return out
 
 

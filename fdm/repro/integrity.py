@@ -33,6 +33,7 @@ from fdm.study import (
     profiles,
     published,
     report,
+    restored,
     show,
     standings,
     tables,
@@ -150,7 +151,8 @@ def derived(profile: Profile) -> list[str]:
     if (root() / "results" / "exact" / "claims.json").is_file():
         texts[root() / "README.md"] = lambda: show.readme(profiles.find("exact"))
     problems = [each for path, text in texts.items() for each in _problems(lambda p, t: _differs(p, t()), path, text)]
-    for folder, made in (("tables", makers(profile)), ("standings", compared(profile))):
+    made_of = {"tables": makers(profile), "standings": compared(profile), "restored": restored_of(profile)}
+    for folder, made in made_of.items():
         for name, make in made.items():
             problems += _problems(_table, profile.results / folder / f"{name}.csv", make)
     return problems
@@ -170,6 +172,18 @@ def compared(profile: Profile) -> dict[str, Callable[[], pd.DataFrame]]:
         "training": partial(velocity.by_training, profile), "velocity": partial(velocity.across, profile, rows),
         "velocity_counted": lambda: velocity.counted(velocity.across(profile, rows)),
         "learned": partial(velocity.learned, rows), "gaps": velocity.gaps,
+    }  # fmt: skip
+
+
+def restored_of(profile: Profile) -> dict[str, Callable[[], pd.DataFrame]]:
+    """How each table of a comparison of restorations is made from its record, by name."""
+    if profile.evaluation.restoration is None:
+        return {}
+    rows = measurements.restorations(profile)
+    return {
+        "quality": partial(restored.quality, rows), "over": partial(restored.over, profile, rows),
+        "kernels": partial(restored.kernels, profile, rows), "against": partial(restored.against, profile, rows),
+        "tuned": partial(restored.tuned, rows),
     }  # fmt: skip
 
 

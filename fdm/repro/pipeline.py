@@ -20,13 +20,14 @@ from fdm.repro import notebooks
 from fdm.study import closure, errors, systems
 from fdm.study.measurements import MODELS, label
 from fdm.study.profiles import Profile
+from fdm.tasks.restoration import ccdf
 
 # Modules whose imports decide what a stage computes; of a notebook those that it imports itself.
 CODE = {"prepare": ["data.sources"], "fetch": ["model.released"], "publish": ["repro.notebooks"]}
 # What takes long depends on what its source is proven to be equal to: see `closure.identity`. 02 and 03 only show what
 # they have trained and scored, and better pictures must retrain nothing.
 PROVEN = {"02_train": "training", "reference": "scoring", "03_evaluate": "scoring", "heads": "heads",
-          "systems": "systems"}  # fmt: skip
+          "systems": "systems", "restoration": "restoration"}  # fmt: skip
 REFERENCE = ("extractor", "reference", "samples", "batch")  # parameters of the evaluation behind the floor
 HEAD = "# Written by python -m fdm pipeline from the table of stages in fdm/repro/pipeline.py; a test checks it.\n"
 
@@ -37,6 +38,7 @@ def books(profile: Profile) -> list[str]:
     last = [
         *([profile.conclusions] if profile.conclusions else []),
         *(["07_systems"] if profile.evaluation.systems else []),
+        *(["08_restoration"] if profile.evaluation.restoration else []),
     ]
     return [*first, *(["02_train"] if profile.trained else []), "03_evaluate", *last]
 
@@ -59,6 +61,9 @@ def code(profile: Profile, stage: str) -> str:
         used = [(each.sampler, each.grid) for each in par.systems.systems]
         crossed = par.systems.crossed
         names += _behind([*used, *itertools.product(crossed.samplers, crossed.grids), (systems.CONVERGED[0], None)])
+    if stage == "restoration" and par.restoration:
+        options = [dict(each.model_extra or {}) for each in par.restoration.systems if each.method == "ccdf"]
+        names += _behind([(str(each.get("sampler", ccdf.SAMPLER)), each.get("grid")) for each in options])
     return cells + "".join(f"{closure.identity(name)}  {name}\n" for name in names)
 
 
@@ -116,6 +121,13 @@ def stages(profile: Profile) -> dict[str, dict[str, Any]]:
                          "systems", [dataset, features, checkpoints, *([f"{build}/heads"] if heads else [])],
                          ["dataset", "evaluation.systems", "threads", *models],
                          [f"{results}/systems"]),
+        "restoration": stage("Images from measurements of them, compared on every model.", "restoration", "restoration",
+                             [dataset, features, checkpoints],
+                             ["dataset", "evaluation.restoration", "threads", *models], [f"{results}/restoration"]),
+        "restored": notebook("Inverse problems: what FDM and what starting closer do for restoration.",
+                             "08_restoration", [f"{results}/restoration", dataset, checkpoints],
+                             ["dataset", "evaluation", *models],
+                             [f"{results}/restored", f"{figures}/08_restoration"]),
         "standings": notebook("What else makes sampling fast: the systems side by side.", "07_systems",
                               [f"{results}/systems", f"{results}/runs"], ["dataset", "evaluation", *models],
                               [f"{results}/standings", f"{figures}/07_systems"]),
@@ -133,12 +145,13 @@ def stages(profile: Profile) -> dict[str, dict[str, Any]]:
                               f"{results}/REPORT.md", f"{figures}/05_evidence"]),
     }  # fmt: skip
     shown = {"kernel": "01_kernel", "published": "06_published_code", "train": "02_train", "evaluate": "03_evaluate",
-             "tables": "04_tables", "evidence": "05_evidence", "standings": "07_systems",
+             "tables": "04_tables", "evidence": "05_evidence", "standings": "07_systems", "restored": "08_restoration",
              "fetch": "03_evaluate"}  # fmt: skip
     wanted = {
         key: each for key, each in every.items()
         if (key not in shown or (shown[key] in books(profile) and (key != "fetch" or fetched)))
         and (key != "systems" or profile.evaluation.systems) and (key != "heads" or heads)
+        and (key != "restoration" or profile.evaluation.restoration)
     }  # fmt: skip
     if "tables" in wanted:  # what dvc metrics and dvc plots show
         outs = {next(iter(out)): out for out in wanted["tables"].pop("outs")}
@@ -161,7 +174,9 @@ def stages(profile: Profile) -> dict[str, dict[str, Any]]:
 def coded(profile: Profile) -> list[str]:
     """The stages and notebooks whose code has a file of its own."""
     others = [
-        each for each in ("prepare", "reference", "fetch", "heads", "systems", "publish") if each in stages(profile)
+        each
+        for each in ("prepare", "reference", "fetch", "heads", "systems", "restoration", "publish")
+        if each in stages(profile)
     ]
     return [*others, *books(profile)]
 

@@ -23,16 +23,17 @@ from fdm.data.datasets import Dataset
 from fdm.data.sources import SOURCES
 from fdm.files import FdmError, root
 from fdm.model import checkpoints, cost
+from fdm.model.conditional import ConditionalDenoiser
 from fdm.model.denoiser import Denoiser
 from fdm.model.joint import JointDenoiser
 from fdm.params import Precision
 from fdm.process.frameworks import FRAMEWORKS
 from fdm.process.joint import JOINT
 from fdm.repro import pipeline
-from fdm.study import heads, runs, systems
+from fdm.study import heads, restoration, runs, systems
 from fdm.study.profiles import Profile
 from fdm.training import augmentation, processes
-from fdm.training.objectives import denoising, hybrid
+from fdm.training.objectives import conditional, denoising, hybrid
 
 SECONDS = 20  # that the measurement takes
 UTILISATION = 0.3  # of a GPU's peak that a training is assumed to reach
@@ -71,8 +72,7 @@ def network(profile: Profile, name: str, dataset: Dataset) -> Network:
     """Cost of one run's network, without allocating it, but for one that computes with its process."""
     with torch.device("cpu" if profile.run(name).framework in JOINT else "meta"):
         denoiser = checkpoints.build(runs.specify(profile, name, dataset)).train()
-        x = torch.zeros(1, *denoiser.shape)
-        labels = torch.zeros(1, denoiser.classes) if denoiser.classes else None
+        told = cost.asked(denoiser, 1, torch.get_default_device())
         kept: dict[int, torch.UntypedStorage] = {}
         own = {parameter.untyped_storage()._cdata for parameter in denoiser.parameters()}
 
@@ -83,7 +83,7 @@ def network(profile: Profile, name: str, dataset: Dataset) -> Network:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            denoiser(x, torch.ones(()), labels)
+            denoiser(**told)
     parameters = sum(parameter.numel() for parameter in denoiser.parameters())
     return Network(parameters, cost.flops(denoiser), sum(storage.nbytes() for storage in kept.values()))
 
@@ -112,7 +112,10 @@ def evaluations(profile: Profile, name: str) -> int:
     compared = systems.evaluations(profile, cell) // len(profile.runs_of(cell))
     par, targets = profile.evaluation.systems, heads.targets_of(profile, name)
     learned = len(targets) * heads.images(par.heads) if par and par.heads else 0
-    return runs.evaluations(profile, name) + compared + learned
+    restored = (
+        restoration.evaluations(profile, cell) // len(profile.runs_of(cell)) if profile.evaluation.restoration else 0
+    )
+    return runs.evaluations(profile, name) + compared + learned + restored
 
 
 # ----------------------------------------------------------------------------------------------- measurement
@@ -171,15 +174,14 @@ def _measure(profile: Profile, dataset: Dataset, names: list[str], train: bool, 
         adam = torch.optim.Adam(denoiser.parameters(), lr=0.0, fused=True)
 
         def step(n: int, denoiser: Denoiser = denoiser, adam: Any = adam, run: Any = run) -> None:
-            x = torch.zeros(n, *denoiser.shape, device=place)
-            labels = torch.zeros(n, denoiser.classes, device=place) if denoiser.classes else None
+            told = cost.asked(denoiser, n, place)
             with accelerator.autocast():
                 if not train:
                     with torch.inference_mode():
-                        float(denoiser(x, torch.ones((), device=place), labels).sum())  # a number waits for a GPU
+                        float(denoiser(**told).sum())  # a number waits for a GPU
                     return
                 augment = torch.zeros(n, augmentation.LABELS, device=place) if denoiser.model.augment_dim else None
-                loss = _loss(denoiser, x, labels, augment).sum()
+                loss = _loss(denoiser, told["x"], told["class_labels"], augment).sum()
             loss.backward()
             adam.step()
             adam.zero_grad()
@@ -202,6 +204,9 @@ def _loss(denoiser: Denoiser, x: Tensor, labels: Tensor | None, augment: Tensor 
         of = hybrid.bound if denoiser.learned else hybrid.hybrid
         return of(denoiser, denoiser.process, x, u, noise, labels, augment)
     u = FRAMEWORKS[denoiser.framework].draw(len(x), torch.Generator(x.device).manual_seed(0))
+    if isinstance(denoiser, ConditionalDenoiser):
+        shifted, noise = denoiser.given["shift"], torch.randn_like(x)
+        return conditional.loss(denoiser, x, x, u, noise, denoiser.framework, shifted, labels, augment)
     return denoising.loss(denoiser, x, u, torch.randn_like(x), labels, augment)
 
 

@@ -62,7 +62,8 @@ def explain(profile: Profile, name: str | None) -> str:
     Raises FdmError, with what is allowed, for a name that means nothing here, and for damaged files.
     """
     if profile.conclusions is None:
-        where = "systems and standings" if profile.evaluation.systems else "runs"
+        par = profile.evaluation
+        where = "systems and standings" if par.systems else "restoration and restored" if par.restoration else "runs"
         raise FdmError(f"{profile.profile} has no tables of claims; see {where} in {relative(profile.results)}.")
     tables: dict[str, Any] = TABLES.get(profile.conclusions, report.KEYS)
     forms = {f"{table}[...]": ", ".join(names) for table, names in report.KEYS.items()}

@@ -15,7 +15,7 @@ from fdm.data import datasets
 from fdm.files import FdmError, relative, write_json, write_text
 from fdm.model import checkpoints
 from fdm.repro import integrity, revisions
-from fdm.study import agreement, claims, measure, measurements, profiles, runs, systems, tables
+from fdm.study import agreement, claims, measure, measurements, profiles, restoration, runs, systems, tables
 from fdm.study.agreement import KEY, VERDICTS, Judgement
 from fdm.study.measurements import select
 from fdm.study.profiles import Profile
@@ -72,6 +72,7 @@ def verify(profile: Profile, revision: str) -> dict[str, Any]:
         tables_of = {cell: mine.recorded(cell) / "errors.csv" for cell in mine.cells}
         errors = {cell: measurements.read(path) if path.is_file() else None for cell, path in tables_of.items()}
         compared = {cell: measurements.read(mine.compared(cell)) for cell in _compared(mine)}
+        restored = {cell: measurements.read(mine.restored(cell)) for cell in _restored(mine)}
         made_by = measurements.read_json(profile.reference_file.with_name("reference.json"))
         try:
             with contextlib.chdir(folder):
@@ -81,6 +82,7 @@ def verify(profile: Profile, revision: str) -> dict[str, Any]:
                 judged, published = agreement.judge(then, committed, here), paper(then)
                 wrong = [cell for cell in then.cells if not _same_errors(then.recorded(cell), errors[cell])]
                 apart = [cell for cell, found in compared.items() if not agreement.systems(then.compared(cell), found)]
+                off = [c for c, found in restored.items() if not agreement.restorations(then.restored(c), found)]
                 same_floor = agreement.floor(then.results / "calibration.csv", floor)
                 chaotic = sorted(set(agreement.rounding(then).query("chaotic")["run"]))
                 others = experiments(then, committed, made_by)
@@ -97,6 +99,7 @@ def verify(profile: Profile, revision: str) -> dict[str, Any]:
         "the measurements here agree with the committed ones, taken together": judged.problems,
         "the errors of denoisers and solvers measured here agree with the committed ones": wrong,
         "the systems compared here agree with the committed comparison": apart,
+        "the restorations made here agree with the committed ones": off,
         "the verdicts that follow from them are the committed ones": [
             f"{row['claim']}: {row['here']} here, {row['committed']} committed" for row in moved
         ],
@@ -163,13 +166,38 @@ def experiments(profile: Profile, rows: pd.DataFrame, made_by: dict[str, Any]) -
         if {*due.values()} != {*select(rows, run=name)["experiment"]}:
             other.append(name)
     return [
-        f"{name} is of other parameters or code; {ADVICE}" for name in [*other, *_others_compared(profile, made_by)]
+        f"{name} is of other parameters or code; {ADVICE}"
+        for name in [*other, *_others_compared(profile, made_by), *_others_restored(profile, made_by)]
     ]
 
 
 def _compared(profile: Profile) -> list[str]:
     """What a comparison of systems is of: cells, and real images; nothing where the profile compares none."""
     return [systems.FLOOR, *profile.cells] if profile.evaluation.systems else []
+
+
+def _restored(profile: Profile) -> list[str]:
+    """What a comparison of restorations is of: cells, and the estimates; nothing where the profile restores none."""
+    return [restoration.ESTIMATE, *profile.cells] if profile.evaluation.restoration else []
+
+
+def _others_restored(profile: Profile, made_by: dict[str, Any]) -> list[str]:
+    """Which runs' restorations on record are not of the experiments that parameters and code describe."""
+    other = list[str]()
+    if profile.evaluation.restoration is None:
+        return other
+    dataset = datasets.nothing(profile.dataset.name, made_by["shape"], made_by["classes"], made_by["dataset"])
+    for name in profile.runs:
+        cell = profile.run(name).cell
+        every = [*restoration.wanted(profile, cell), *restoration.wanted(profile, cell, {})]
+        for each in restoration.wanted(profile, cell):  # whichever is the best
+            every.append(each._replace(part="restoration"))
+        rows = select(measurements.read(profile.restored(cell)), run=name)
+        trained = runs.experiment(profile, name, dataset)
+        known = restoration.experiments(profile, trained, dataset.sha256, made_by["weights"], every)
+        if rows.empty or not {*rows["experiment"]} <= {*known.values()}:
+            other.append(f"{name}'s restorations")
+    return other
 
 
 def _others_compared(profile: Profile, made_by: dict[str, Any]) -> list[str]:

@@ -8,6 +8,7 @@ from fdm.samplers.ddim import DDIM
 from fdm.samplers.ddpm import DDPM
 from fdm.samplers.dpm_multistep import DPM_2M, DPM_3M
 from fdm.samplers.dpm_solver import DPM_SOLVER_PP
+from fdm.samplers.er_sde import ER_SDE
 from fdm.samplers.gms import GMS
 from fdm.samplers.grids import Grid, Karras, LogSNR, LogSNR32
 from fdm.samplers.heun import HEUN
@@ -40,6 +41,7 @@ SAMPLERS: dict[str, Sampler] = {
     "ipndm-scaled": SCALED_IPNDM,
     "dpm-solver++2m-scaled": SCALED_DPM_2M,
     "sde-dpm-solver++2m": SDE_DPM_2M,
+    "er-sde": ER_SDE,
     "gms": GMS,
     "multivariate-em": EM,
     "multivariate-sscs": SSCS,

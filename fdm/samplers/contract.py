@@ -9,6 +9,25 @@ Denoise = Callable[[Tensor, Tensor], Tensor]  # D(x; sigma) for sigma () or (N,)
 Noise = Callable[[int], Tensor]  # unit noise of step i, of the shape of x, by the samples' own seeds
 
 
+Options = Mapping[str, tuple[float, float] | tuple[str, ...]]
+
+
+def check_options(label: str, known: Options, options: Mapping[str, Any]) -> None:
+    """Raise ValueError for an option that is not `known` of what is called `label`, or a value outside of its range."""
+    for name, value in options.items():
+        if name not in known:
+            raise ValueError(f"{name} is no option of {label}; it has {', '.join(known) or 'none'}")
+        allowed = known[name]
+        if isinstance(next(iter(allowed)), str):
+            fine, told = value in allowed, f"one of {', '.join(map(str, allowed))}"
+        else:
+            low, high = map(float, allowed)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            fine, told = number and low <= value <= high, f"{low:g} to {high:g}"
+        if not fine:
+            raise ValueError(f"{name}: {value!r} is not allowed for {label}; it must be {told}")
+
+
 class Sampler(NamedTuple):
     """An entry of the registry.
 
@@ -28,19 +47,7 @@ class Sampler(NamedTuple):
 
     def check(self, options: Mapping[str, Any]) -> None:
         """Raise ValueError for an option that the sampler does not have, or a value outside of its range."""
-        for name, value in options.items():
-            if name not in self.options:
-                known = ", ".join(self.options) or "none"
-                raise ValueError(f"{name} is no option of {self.label}; it has {known}")
-            allowed = self.options[name]
-            if isinstance(next(iter(allowed)), str):
-                fine, told = value in allowed, f"one of {', '.join(map(str, allowed))}"
-            else:
-                low, high = map(float, allowed)
-                number = isinstance(value, int | float) and not isinstance(value, bool)
-                fine, told = number and low <= value <= high, f"{low:g} to {high:g}"
-            if not fine:
-                raise ValueError(f"{name}: {value!r} is not allowed for {self.label}; it must be {told}")
+        check_options(self.label, self.options, options)
 
 
 def one_a_step(nfe: int, to_zero: bool) -> int:

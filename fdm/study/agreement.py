@@ -346,6 +346,20 @@ def systems(path: Path, here: pd.DataFrame) -> bool:
     return _near(old["value"][some], here["value"][some])
 
 
+def restorations(path: Path, here: pd.DataFrame) -> bool:
+    """Whether a comparison of restorations on record is of the same experiments as that of `here`, and agrees.
+
+    PSNR may be 0.1 dB off on average and one in twenty more than 0.5, SSIM and residuals as distances in `systems`; the
+    others are too near to 0 for shares, or each machine's own.
+    """
+    old = _of_same_experiments(path, here)
+    if old is None or list(old["quantity"]) != list(here["quantity"]):
+        return False
+    off = (here["value"] - old["value"])[here["quantity"] == "PSNR"].abs()
+    some = here["quantity"].isin(["SSIM", "residual"])
+    return bool(off.mean() < 0.1 and (off > 0.5).mean() <= 0.05) and _near(old["value"][some], here["value"][some])
+
+
 def read_back(table: pd.DataFrame) -> pd.DataFrame:
     """A table as it will be read from its file, with ten digits."""
     return pd.read_csv(io.StringIO(rounded(table).to_csv(index=False)), dtype=TEXT)

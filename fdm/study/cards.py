@@ -31,6 +31,8 @@ def card(profile: Profile, name: str, rows: pd.DataFrame) -> str:
     changes = (
         f"FDM's input scaling with multiplier m = {run.multiplier:g}, loss-weight warm-up of {run.warmup_steps} steps"
     )
+    default = profile.root == "."
+    where, place = ("", "") if default else (f" --profile {profile.profile}", f', "{profile.profile}"')
     kinds = {"ddpmpp": "DDPM++", "ncsnpp": "NCSN++"}
     model, kind = label(run.framework, run.kernel), kinds[(FRAMEWORKS | JOINT)[run.framework].architecture]
     return f"""# {name}: {model} on {data}
@@ -50,7 +52,7 @@ channels, for pictures of {side}×{side} in [-1, 1]. It is given {given}.
 **What it is not.** A network of a study in miniature, trained for minutes. It draws nothing but {side}×{side} pictures
 like those of {data}, may repeat them, and its scores say nothing about another scale.
 
-**Use.** `python -m fdm sample --run {name} --n 64 --out grid.png`, or `fdm.load("{name}")` in Python.
+**Use.** `python -m fdm sample --run {name}{where} --n 64 --out grid.png`, or `fdm.load("{name}"{place})` in Python.
 
 **Licence.** MIT, as the rest of the study. {source.licence}
 """.replace("  \n", "\n")

@@ -16,10 +16,15 @@ CLOSURES = {
     "systems": ["study.systems"],
     "heads": ["study.heads"],
     "joint": ["training.objectives.hybrid", "model.joint"],
+    "conditional": ["training.objectives.conditional", "model.conditional"],
+    "restoration": ["study.restoration"],
 }
 # Modules that choose, check and name but compute nothing: their choices are part of what an experiment is named by. And
 # what some experiments alone are made with, whose names hold those closures besides.
-APART = ("samplers", "study.profiles", "study.closure", "study.heads", "training.objectives.hybrid", "model.joint")
+APART = (
+    "samplers", "study.profiles", "study.closure", "study.heads", "training.objectives.hybrid", "model.joint",
+    "training.objectives.conditional", "model.conditional",
+)  # fmt: skip
 
 
 def _file(module: str) -> Path | None:

@@ -87,7 +87,15 @@ def models(profile: Profile) -> list[str]:
 
 def systems(profile: Profile) -> pd.DataFrame:
     """The comparison of systems on all cells, and on real images."""
-    folder = profile.results / "systems"
+    return _all(profile.results / "systems")
+
+
+def restorations(profile: Profile) -> pd.DataFrame:
+    """The comparison of restorations on all cells, and of the estimates themselves."""
+    return _all(profile.results / "restoration")
+
+
+def _all(folder: Path) -> pd.DataFrame:
     return pd.concat([read(path) for path in sorted(folder.glob("*.csv"))], ignore_index=True)
 
 

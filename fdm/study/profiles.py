@@ -107,6 +107,12 @@ class ErrorParams(Strict):
         return self
 
 
+def combinations(fixed: dict[str, Any], tune: dict[str, list[float | int | str]]) -> list[dict[str, float | str]]:
+    """Options with every combination of the values that are tried; the fixed ones alone, where nothing is."""
+    every = itertools.product(*([(name, value) for value in values] for name, values in tune.items()))
+    return [{k: v if isinstance(v, str) else float(v) for k, v in (fixed | dict(each)).items()} for each in every]
+
+
 class SystemParams(BaseModel):
     """A way to sample that is compared with others. Its sampler's options stand beside these keys."""
 
@@ -127,9 +133,7 @@ class SystemParams(BaseModel):
     @property
     def candidates(self) -> list[dict[str, float | str]]:
         """The options of each combination that is tried; of a system of which nothing is tuned, its own."""
-        fixed = self.model_extra or {}
-        every = itertools.product(*([(name, value) for value in values] for name, values in self.tune.items()))
-        return [{k: v if isinstance(v, str) else float(v) for k, v in (fixed | dict(each)).items()} for each in every]
+        return combinations(self.model_extra or {}, self.tune)
 
 
 class CrossedParams(Strict):
@@ -189,6 +193,69 @@ class SystemsParams(Strict):
         return self
 
 
+class RestorerParams(BaseModel):
+    """A way to restore images that is compared with others. Its method's options stand beside these keys."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+    name: Annotated[str, Field(min_length=1)]  # as tables and figures have it
+    method: str  # in fdm.tasks.restoration.methods.RESTORERS
+    given: Literal["nothing", "estimate", "shift"] = "nothing"  # the networks that it is for
+    # Options of which the best of all combinations is found, by name: every value that is tried.
+    tune: dict[str, Annotated[list[float | int | str], Field(min_length=2)]] = Field(default_factory=dict)
+    against: list[str] = Field(default_factory=list)  # others that it is compared with, on networks of the same kernel
+
+    @property
+    def candidates(self) -> list[dict[str, float | str]]:
+        """The options of each combination that is tried; of one of which nothing is tuned, its own."""
+        return combinations(self.model_extra or {}, self.tune)
+
+
+class RestorationParams(Strict):
+    """The comparison of restorations: held-out images from measurements of them, on the networks of the profile."""
+
+    noise: Annotated[float, Field(ge=0, allow_inf_nan=False)]  # standard deviation of the measurements'
+    tasks: Annotated[list[str], Field(min_length=1)]  # in fdm.tasks.physics.TASKS
+    images: Annotated[int, Field(ge=16)]  # of each training, its own
+    tuning: Count  # images apart, on which options are chosen, with the first seed of a cell
+    nfe: Annotated[list[Count], Field(min_length=1)]
+    # The first for each kind of network is the one that the others of this kind are compared with.
+    systems: Annotated[list[RestorerParams], Field(min_length=1)]
+
+    def of(self, cell: CellParams) -> list[RestorerParams]:
+        """The systems that are compared on a cell."""
+        kind = "nothing" if cell.given is None else "shift" if cell.given.shift else "estimate"
+        return [each for each in self.systems if each.given == kind]
+
+    def tasks_of(self, cell: CellParams) -> list[str]:
+        """The tasks that a cell's networks can be asked: all, or the one that they were trained for."""
+        return self.tasks if cell.given is None else [task for task in self.tasks if task == cell.given.task]
+
+    @model_validator(mode="after")
+    def _possible(self) -> "RestorationParams":
+        from fdm.tasks.physics import TASKS  # which imports torch
+        from fdm.tasks.restoration.methods import RESTORERS, possible
+
+        methods = [each.method for each in self.systems]
+        for wanted, known in [*((name, [*TASKS]) for name in self.tasks), *((name, [*RESTORERS]) for name in methods)]:
+            if wanted not in known:
+                raise ValueError(f"evaluation.restoration: {wanted!r} is not known; there are {', '.join(known)}")
+        names = [each.name for each in self.systems]
+        if len(set(names)) < len(names):
+            raise ValueError("evaluation.restoration: two systems have the same name")
+        for each in self.systems:
+            if unknown := [name for name in each.against if name not in names]:
+                raise ValueError(f"evaluation.restoration, {each.name}: there is no such system as {unknown[0]!r}")
+            try:
+                for options in each.candidates:
+                    RESTORERS[each.method].check(options)
+                    if not any(possible(each.method, nfe, options) for nfe in self.nfe):
+                        raise ValueError("it cannot end without noise in any of these numbers of evaluations")
+            except ValueError as error:
+                raise ValueError(f"evaluation.restoration, {each.name}: {error}") from error
+        return self
+
+
 class EvaluationParams(Strict):
     """What is sampled and how it is scored."""
 
@@ -200,6 +267,7 @@ class EvaluationParams(Strict):
     settings: Annotated[list[SettingParams], Field(min_length=1)]
     errors: ErrorParams | None = None
     systems: SystemsParams | None = None
+    restoration: RestorationParams | None = None
     processes: Count = 1  # batches are shared out to them (one a GPU); the samples do not depend on it
     precision: Precision = "fp32"  # of the sampled networks; features are always float32
 
@@ -274,6 +342,7 @@ class Profile(Strict):
             raise ValueError(f"cells.{name}.framework: {cell.framework!r} is not allowed; it must be one of {told}")
         if cell.framework in JOINT and (cell.kernel != "baseline" or cell.source != "train" or cell.variant):
             raise ValueError(f"cells.{name}: a network of {cell.framework} is a baseline that is trained here")
+        self._check_given(name, cell)
         if cell.variant == "radius embedded" and self.training and self.training.augment > 0:
             raise ValueError(f"cells.{name}.variant: the network is told of augmentations instead; set augment to 0")
         if "." in name:
@@ -301,6 +370,21 @@ class Profile(Strict):
                 raise ValueError(
                     f"cells.{name}: {depth} halvings do not divide a resolution of {self.dataset.resolution}"
                 )
+
+    def _check_given(self, name: str, cell: CellParams) -> None:
+        from fdm.process.frameworks import FRAMEWORKS
+        from fdm.tasks.physics import TASKS
+
+        if cell.given is None:
+            return
+        if cell.framework not in FRAMEWORKS or cell.source != "train" or cell.variant:
+            raise ValueError(
+                f"cells.{name}.given: a network that is given an estimate is trained here, without variant"
+            )
+        if self.training and self.training.augment > 0:
+            raise ValueError(f"cells.{name}.given: its estimate is not augmented; set augment to 0")
+        if self.dataset.resolution % TASKS[cell.given.task].divides:
+            raise ValueError(f"cells.{name}.given: {cell.given.task} needs a resolution that its blocks divide")
 
     def seeds_of(self, cell: str) -> list[int]:
         """The seeds of a cell; raises FdmError for a cell that the profile does not have."""
@@ -376,6 +460,10 @@ class Profile(Strict):
     def compared(self, cell: str) -> Path:
         """The comparison of systems on a cell, on record."""
         return self.results / "systems" / f"{cell}.csv"
+
+    def restored(self, cell: str) -> Path:
+        """The comparison of restorations on a cell, on record."""
+        return self.results / "restoration" / f"{cell}.csv"
 
     def recorded(self, cell: str) -> Path:
         """Folder of a cell's measurements and pictures on record."""

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
+from safetensors.torch import save_file
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
@@ -31,12 +32,25 @@ from fdm.model import checkpoints, released
 from fdm.params import SNAPSHOTS, RunParams, TrainingParams, snapshot_name
 from fdm.process.frameworks import FRAMEWORKS
 from fdm.process.joint import JOINT
-from fdm.study import agreement, cards, closure, errors, heads, measure, measurements, networks, provenance, systems
+from fdm.study import (
+    agreement,
+    cards,
+    closure,
+    errors,
+    heads,
+    measure,
+    measurements,
+    networks,
+    provenance,
+    restoration,
+    systems,
+)
 from fdm.study.profiles import Profile
 from fdm.training import augmentation, loop, processes
 
 KEPT = 2_000_000  # bytes of a network that is kept in git
 
+PICTURES = ".safetensors"  # of a comparison's restorations, beside its table
 Advance = Callable[[int], None] | None  # is told of images, or of evaluations, as they are worked on
 
 
@@ -209,11 +223,12 @@ def specify(profile: Profile, name: str, dataset: datasets.Dataset) -> dict[str,
     par, joint = parameters(profile, run), run.framework in JOINT
     channels, resolution, _ = dataset.shape
     of_model = {"framework"} if joint else {"framework", "kernel", "multiplier", "ve_multiplier", "tau", "variant"}
+    of_model = of_model - {"variant"} | {"given"} if run.given else of_model
     return {
         "network": {
             "architecture": (FRAMEWORKS | JOINT)[run.framework].architecture,
             "resolution": resolution,
-            "channels": channels * (JOINT[run.framework].channels if joint else 1),
+            "channels": channels * (JOINT[run.framework].channels if joint else 2 if run.given else 1),
             "label_dim": dataset.classes if profile.dataset.conditional else 0,
             "augment_dim": 1 if run.variant == "radius embedded" else augmentation.LABELS if par.augment > 0 else 0,
             "model_channels": run.model_channels or net.model_channels,
@@ -223,7 +238,7 @@ def specify(profile: Profile, name: str, dataset: datasets.Dataset) -> dict[str,
             "dropout": net.dropout,
         },
         "denoiser": run.model_dump(include=of_model),
-        "run": run.model_dump(exclude={"cell", "seeds", "source", "start"}),
+        "run": run.model_dump(exclude={"cell", "seeds", "source", "start", "given"}),
         "training": par.model_dump(exclude={"state_kimg"}),
     }
 
@@ -256,6 +271,8 @@ def experiment(profile: Profile, name: str, dataset: datasets.Dataset) -> str:
     }  # fmt: skip
     if profile.run(name).framework in JOINT:
         shape["joint"] = closure.identity("joint")
+    if profile.run(name).given:
+        shape["conditional"] = closure.identity("conditional")
     return digest(shape | ({"start": experiment(profile, parent, dataset)} if parent else {}))
 
 
@@ -407,7 +424,9 @@ def _score(profile: Profile, run: str, advance: Advance) -> Measured:
 
 def _shown(profile: Profile) -> list[str]:
     """The runs whose network and samples are on record: the first of each cell, in a profile that keeps them."""
-    return [profile.runs_of(cell)[0] for cell in profile.cells] if profile.keep_networks else []
+    if not profile.keep_networks:
+        return []
+    return [profile.runs_of(cell)[0] for cell, about in profile.cells.items() if about.given is None]
 
 
 def _pictures_here(profile: Profile, run: str) -> Path:
@@ -456,24 +475,63 @@ def compare(profile: Profile) -> pd.DataFrame:
     """
     if profile.evaluation.systems is None:
         raise FdmError(f"{profile.params_file} has no evaluation.systems to compare.")
+    cells = [systems.FLOOR, *profile.cells]
+    total = sum(systems.evaluations(profile, cell) for cell in profile.cells)
+    _put_on_record(profile, cells, _compare, total, "systems", profile.compared, agreement.systems)
+    return measurements.systems(profile)
+
+
+def restore(profile: Profile) -> pd.DataFrame:
+    """Compare the restorations of a profile, as `compare` does its systems; returns what is on record of all."""
+    restoration.of(profile)  # or there is nothing to compare
+    cells = [restoration.ESTIMATE, *profile.cells]
+    total = sum(restoration.evaluations(profile, cell) for cell in profile.cells)
+    _put_on_record(profile, cells, _restore, total, "restoration", profile.restored, agreement.restorations)
+    return measurements.restorations(profile)
+
+
+def _put_on_record(
+    profile: Profile, cells: list[str], work: Callable[[Profile, str, Advance], pd.DataFrame], total: int, what: str,
+    record: Callable[[str], Path], agrees: Callable[[Path, pd.DataFrame], bool],
+) -> None:  # fmt: skip
+    """Measure cells; a table goes on record where that is of something else or does not agree."""
     kept, started = list[str](), time.time()
 
     def done(cell: str, found: pd.DataFrame) -> None:
-        table = agreement.read_back(found)
-        text, path = table.to_csv(index=False), profile.compared(cell)
-        write_text(profile.here / "systems" / path.name, text)
-        if agreement.systems(path, table):
+        table, path = agreement.read_back(found), record(cell)
+        text, here = table.to_csv(index=False), profile.here / what / path.name
+        write_text(here, text)
+        if agrees(path, table):
             kept.append(cell)
             return
         write_text(path, text)
-        provenance.record(profile.results / "provenance" / f"{cell}-systems.json", digest(text), started, cell=cell)
+        if here.with_suffix(PICTURES).is_file():
+            _copy(here.with_suffix(PICTURES), path.with_suffix(PICTURES))
+        provenance.record(profile.results / "provenance" / f"{cell}-{what}.json", digest(text), started, cell=cell)
 
-    cells = [systems.FLOOR, *profile.cells]
-    each(profile, cells, _compare, done, 1, sum(systems.evaluations(profile, cell) for cell in profile.cells), "eval")
-    _say(profile, "systems", "systems", cells, kept)
+    each(profile, cells, work, done, 1, total, "eval")
+    _say(profile, what, what, cells, kept)
     for folder in (profile.results, profile.here):
-        _remove_others(folder / "systems", [f"{cell}.csv" for cell in cells])
-    return measurements.systems(profile)
+        _remove_others(folder / what, [f"{cell}{end}" for cell in cells for end in (".csv", PICTURES)])
+
+
+def _restore(profile: Profile, cell: str, advance: Advance) -> pd.DataFrame:
+    dataset, device = dataset_of(profile), processes.device()
+    _unchanged()
+    if cell == restoration.ESTIMATE:
+        return restoration.estimates(profile, dataset, device)
+    of = functools.partial(expected, profile, dataset=dataset)
+    found = restoration.compare(profile, cell, dataset, of, device, advance)
+    images = restoration.pictures(profile, cell, dataset, of, device)
+    place = profile.here / "restoration" / f"{cell}{PICTURES}"
+    replace(place, functools.partial(save_file, images))
+    try:
+        _unchanged()
+    except FdmError:
+        for run in profile.runs_of(cell):
+            restoration.memory(profile, run).unlink(missing_ok=True)
+        raise
+    return found
 
 
 def train_heads(profile: Profile) -> list[str]:

@@ -147,7 +147,7 @@ class Judge:
         self.learned = learned.Learned(dataset.images, dataset.labels) if dataset.classes > 1 else None
         self.classifier = classifier.Classifier(dataset.images, dataset.labels) if dataset.classes > 1 else None
         self.frechet = features.FRECHET[profile.evaluation.extractor]
-        real = dataset.images[halves(len(dataset.images))[0]]
+        real = dataset.images[halves(len(dataset.images))[0][: distances.LIMIT]]
         self.real = {space: found for space, found in self.features(real).items()}
         self.moments = {space: distances.moments(found) for space, found in self.real.items()}
         self.within = {space: _pairs(found) for space, found in self.real.items()}

@@ -30,6 +30,7 @@ from fdm.params import SNAPSHOTS, RunParams, TrainingParams, snapshot_name
 from fdm.process.joint import JOINT
 from fdm.training import augmentation, processes, state
 from fdm.training.engine import Batch, Engine, Objective
+from fdm.training.objectives.conditional import Conditional
 from fdm.training.objectives.denoising import Denoising
 from fdm.training.objectives.hybrid import Hybrid
 
@@ -201,7 +202,7 @@ def _loop(training: Training, dataset: Dataset, home: Path, device: str, advance
     log_every, state_every = (max(1, round(kimg * 1000 / par.batch)) for kimg in (par.log_kimg, par.state_kimg))
 
     torch.manual_seed(step_seed(run.seed, 0))
-    of = Hybrid if run.framework in JOINT else Denoising
+    of = Hybrid if run.framework in JOINT else Conditional if run.given else Denoising
     objective = of(description, run, par, accelerator.device, start)
     flops = cost.TRAINING * cost.flops(objective.denoiser)
     engine = Engine(objective, accelerator, par.precision == "tf32")
