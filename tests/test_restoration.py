@@ -5,15 +5,20 @@ import math
 import subprocess
 import sys
 
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 import fdm
 from fdm.__main__ import main
+from fdm.data import sources
 from fdm.data.datasets import to_float
 from fdm.files import FdmError
+from fdm.model import checkpoints
 from fdm.model.conditional import ConditionalDenoiser
 from fdm.model.denoiser import Denoiser
 from fdm.model.oracle import Mixture
@@ -23,13 +28,15 @@ from fdm.process import shift
 from fdm.samplers import SAMPLERS
 from fdm.samplers.er_sde import er_sde
 from fdm.samplers.grids import Karras
-from fdm.study import profiles, restoration, restored
+from fdm.study import agreement, profiles, restoration, restoration_plates, restored, runs
 from fdm.tasks import physics
 from fdm.tasks.restoration import ccdf, dossr, posterior
 from fdm.tasks.restoration.methods import RESTORERS, possible
+from fdm.training import loop
 from fdm.training.objectives import conditional, denoising
 
-from .conftest import ORACLES, ROOT
+from .conftest import ORACLES, ROOT, change
+from .test_errors import as_trained
 
 SHAPE = (1, 16, 16)
 
@@ -476,8 +483,6 @@ def test_options_that_a_method_does_not_have_are_refused(method, options, senten
 
 
 def values(**changes):
-    import yaml
-
     found = yaml.safe_load((ROOT / "profiles" / "restoration" / "params.yaml").read_text())
     found["evaluation"]["restoration"] |= changes
     return found
@@ -534,13 +539,125 @@ def test_the_best_options_are_those_of_the_highest_psnr():
                     ("sr4", "other", 5): (("sigma_0", 2.0),)}  # fmt: skip
 
 
+# ---------------------------------------------------------------------------------------------- put on record
+
+
+def small(study):
+    """The profile on the digits, with few images and evaluations, without FDM."""
+    params = study / "profiles" / "restoration" / "params.yaml"
+    found = values(images=16, tuning=8, nfe=[1, 2])["evaluation"]
+    found["restoration"]["tasks"] = ["sr4", "random"]
+    found["settings"][0].pop("cells")
+    cells = {name: cell for name, cell in values()["cells"].items() if "fdm" not in name}
+    for each in found["restoration"]["systems"]:
+        each["tune"] = {key: tried[:2] for key, tried in each.pop("tune", {}).items()}
+    return change(
+        params.relative_to(study), evaluation=found, seeds=[0, 1], keep_networks=False, cells=cells,
+        dataset={"name": "digits", "resolution": 8}, network={"attn_resolutions": []},
+        training={"budget_kimg": 0.256, "log_kimg": 0.128, "state_kimg": 0.128},
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_restorations_are_put_on_record_cell_by_cell_unless_they_agree(study, monkeypatch, capsys):
+    profile = small(study)
+    dataset = sources.prepare(profile.dataset, profile.dataset_file)
+    for run in profile.trained:
+        as_trained(profile, run, dataset)
+    cells = [restoration.ESTIMATE, *profile.cells]
+    monkeypatch.setattr(runs, "expected", lambda *args, **kwargs: None)
+    rows = runs.restore(profile)
+    folder = profile.results / "restoration"
+    assert {path.name for path in folder.iterdir()} == {
+        *(f"{cell}.csv" for cell in cells), *(f"{cell}.safetensors" for cell in profile.cells)
+    }  # fmt: skip
+    told = rows[rows["part"] == "restoration"]
+    assert {*told["nfe"]} == {0, 1, 2}, "as they were counted"
+    assert {*told[told["system"] == "DiffPIR"]["nfe"]} == {2}, "in those that it can make"
+    assert {*told["quantity"]} >= {"PSNR", "residual", "accuracy", "recall", "KID(pixels)"} - {"SSIM"}
+    exact = told[(told["quantity"] == "residual") & told["system"].isin(["from noise", "CCDF", "estimate"])]
+    assert exact["value"].max() < 1e-12 < told[told["quantity"] == "residual"]["value"].max()
+    # By hand: the mean PSNR of the estimates of a training's images.
+    clean = to_float(dataset.held[16:32])
+    off = physics.see("sr4", clean, 0.1, range(16, 32)).estimate.clamp(-1, 1) - clean
+    psnr = (10 * (4 / off.square().mean((1, 2, 3))).log10()).mean()
+    found = told.query("system == 'estimate' and task == 'sr4' and seed == 1 and quantity == 'PSNR'")["value"]
+    assert found.item() == pytest.approx(float(psnr), rel=1e-5)
+    # What was chosen is what had the highest PSNR, and it is what the record of the first run has.
+    tried = rows[(rows["part"] == "tuning") & (rows["quantity"] == "PSNR")]
+    best = tried.loc[tried.groupby(["cell", "task", "system", "nfe"])["value"].idxmax()]
+    chosen = restored.tuned(rows).set_index(["cell", "task", "system", "nfe"])["options"].sort_index()
+    assert best.set_index(["cell", "task", "system", "nfe"])["options"].sort_index().equals(chosen)
+
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    capsys.readouterr()
+    measured = restoration.Bench.measure
+    monkeypatch.setattr(restoration.Bench, "measure", lambda *args: pytest.fail("it is remembered"))
+    assert runs.restore(profile).equals(rows)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    assert "4 of 4 cells agree with results/restoration/restoration" in capsys.readouterr().err
+    monkeypatch.setattr(restoration.Bench, "measure", measured)
+
+    for task in (restored.ALL, "sr4"):
+        plt.close(restoration_plates.by_evaluations(profile, rows, task, "baseline"))
+    plt.close(restoration_plates.starts(profile, rows, "CCDF"))
+    figure = restoration_plates.sheet(restored.pictures(profile), [("edm-baseline", "random/CCDF", "CCDF")])
+    assert len(figure.axes) == 3 * 6
+    plt.close(figure)
+    plain = profiles.find("digits")
+    with pytest.raises(FdmError, match="restoration to compare"):
+        runs.restore(plain)
+
+
+@pytest.mark.slow
+def test_networks_with_an_estimate_are_trained_by_the_loop_and_named_by_what_they_are_given(study):
+    profile = small(study)
+    dataset = sources.prepare(profile.dataset, profile.dataset_file)
+    names = {run: runs.experiment(profile, run, dataset) for run in profile.trained if run.endswith("-0")}
+    assert len({*names.values()}) == len(names) == 3
+    trained = {}
+    for run in ("edm-baseline-given-0", "edm-baseline-shifted-0", "edm-baseline-0"):
+        training = runs.training_of(profile, run, dataset)
+        loop.train(training, dataset, profile.checkpoints(run), profile.logs(run), study / "work")
+        wanted = runs.expected(profile, run, dataset)
+        trained[run], about = checkpoints.load(profile.checkpoints(run) / "100.safetensors", wanted)
+        assert about["images"] == 256
+    given, shifted, plain = trained.values()
+    assert given.given == {"task": "sr4", "noise": 0.1, "shift": False} and shifted.given["shift"]
+    assert isinstance(given, ConditionalDenoiser) and not isinstance(plain, ConditionalDenoiser)
+    assert not any(map(torch.equal, given.parameters(), shifted.parameters()))
+    with pytest.raises(FdmError, match="is of another network"):
+        checkpoints.load(
+            profile.checkpoints("edm-baseline-given-0") / "100.safetensors",
+            runs.expected(profile, "edm-baseline-shifted-0", dataset),
+        )
+    known = runs.specify(profile, "edm-baseline-0", dataset)
+    assert "given" not in known["denoiser"] and "given" not in known["run"], "others are named as they were"
+
+
+def test_a_comparison_agrees_with_another_machines_to_rounding(tmp_path):
+    quantities = ["PSNR"] * 20 + ["SSIM"] * 20 + ["KID(pixels)", "seconds"]
+    old = pd.DataFrame({"quantity": quantities, "experiment": "0" * 12, "value": [20.0] * 20 + [0.5] * 20 + [0.1, 1.0]})
+    path = tmp_path / "cell.csv"
+    old.to_csv(path, index=False)
+
+    def moved(**values):
+        new = old.copy()
+        for place, value in values.items():
+            new.loc[int(place[1:]), "value"] = value
+        return agreement.restorations(path, new)
+
+    assert moved() and moved(_0=20.6, _20=0.56, _40=9.0, _41=0.0)
+    assert not moved(_0=20.6, _1=20.6) and not moved(_0=25.0) and not moved(_20=0.6, _21=0.6)
+    assert not agreement.restorations(path, old[:-1])
+    assert not agreement.restorations(path, old.assign(experiment="1" * 12))
+
+
 # ------------------------------------------------------------------------------------------------- what follows
 
 
 def made_up(profile, effect):
     """Rows in which systems differ by what `effect(cell, system)` says, in PSNR, without noise but for a seed's own."""
-    import pandas as pd
-
     rows = []
     for cell, about in profile.cells.items():
         for task in profile.evaluation.restoration.tasks_of(about):
@@ -572,6 +689,7 @@ def test_differences_count_where_their_intervals_say_so():
     against = restored.against(profile, rows).set_index(["kernel", "system", "other", "quantity"])
     first = against.loc[("baseline", "DoSSR, order 2", "DoSSR, order 1", "PSNR")]
     assert first["difference"] == pytest.approx(0.5, abs=0.03) and first["counts"] == "better"
+    plt.close(restoration_plates.kernels(restored.kernels(profile, rows)))
     assert {"CCDF", "conditional DDIM"} <= {*against.index.get_level_values("other")}
 
 
