@@ -85,8 +85,8 @@ check-fast: style
 	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile -m "not slow"
 
 test: style
-	@# Two processes: the pipeline's tests take as long as the others together.
-	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=12 tests/test_pipeline.py tests
+	@# Two processes, a file each, the longest first as tests/conftest.py has them.
+	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=12
 
 lab: .venv/ready
 	jupyter lab notebooks

@@ -14,13 +14,15 @@ from tqdm import tqdm
 from fdm.data import sources
 from fdm.data.datasets import Dataset
 from fdm.params import DatasetParams
-from fdm.study import profiles
+from fdm.study import profiles, systems
 from fdm.study.profiles import Profile
 
 from .published_format import persistence  # noqa: F401, a fixture
 from .scratch import ROOT, Scratch
 
 ORACLES = Path(__file__).parent / "oracles"
+# The files that take longest, which `make test` hands out first: of two processes none then ends with a long one alone.
+LONGEST = ("pipeline", "committed", "accept", "cells", "training", "runs", "verify", "systems", "evaluation", "errors")
 
 torch.set_num_threads(1)
 # Tests fork processes and kill them. One that dies with a lock that others share would stop them all; and a thread that
@@ -30,6 +32,12 @@ tqdm.monitor_interval = 0
 # No test is timed: these machines are shared, and an example may take long for no fault of the code.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {f"test_{name}.py": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
 
 
 @pytest.fixture
@@ -70,3 +78,20 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 @pytest.fixture(scope="module")
 def scratch(tmp_path_factory: pytest.TempPathFactory) -> Scratch:
     return Scratch(tmp_path_factory.mktemp("scratch"))
+
+
+JUDGES: dict[tuple[str, str, str], systems.Judge] = {}
+
+
+@pytest.fixture
+def one_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What judges the samples of a data set is learned once: it is the same for all, and takes seconds."""
+    learned = systems.Judge
+
+    def judge(profile: Profile, dataset: Dataset, device: str) -> systems.Judge:
+        key = (profile.evaluation.extractor, dataset.sha256, device)
+        if key not in JUDGES:
+            JUDGES[key] = learned(profile, dataset, device)
+        return JUDGES[key]
+
+    monkeypatch.setattr(systems, "Judge", judge)

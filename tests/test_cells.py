@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import distributed
 import pytest
 import yaml
 
@@ -222,7 +223,10 @@ def test_a_run_that_fails_on_a_cluster_is_the_sentence_of_its_failure(whole, tmp
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "nonsense://x", "10"])
-def test_an_address_without_a_scheduler_is_one_sentence(address):
+def test_an_address_without_a_scheduler_is_one_sentence(address, monkeypatch):
+    # Nobody answers there, however long one waits.
+    client = distributed.Client
+    monkeypatch.setattr(distributed, "Client", lambda scheduler, timeout: client(scheduler, timeout="1s"))
     with pytest.raises(FdmError) as raised, runs._cluster(address):
         pass
     sentence = str(raised.value)

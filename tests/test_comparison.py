@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -43,14 +44,25 @@ def comparing(smoke, **changes):
     return change(Path(smoke.params_file), evaluation={"systems": FEW | changes}, **par)
 
 
+@pytest.fixture(scope="module")
+def once(tmp_path_factory):
+    return tmp_path_factory.mktemp("once")
+
+
 @pytest.fixture
-def compared(smoke, monkeypatch):
-    """The profile, its data, and the comparison on a network."""
+def compared(smoke, monkeypatch, once, one_judge):
+    """The profile, its data, and the comparison on a network: made once, and in the memory of each test's own study."""
     monkeypatch.setattr(systems, "CONVERGED", ("heun", 32))
     profile = comparing(smoke)
     dataset = sources.prepare(profile.dataset, profile.dataset_file)
     as_trained(profile, f"{NETWORK}-0", dataset)
-    return profile, dataset, systems.compare(profile, NETWORK, dataset, lambda run: None)
+    memory, kept = systems.memory(profile, f"{NETWORK}-0"), once / "rows.pkl"
+    if not kept.exists():
+        systems.compare(profile, NETWORK, dataset, lambda run: None).to_pickle(kept)
+        shutil.copy(memory, once / memory.name)
+    memory.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(once / memory.name, memory)
+    return profile, dataset, pd.read_pickle(kept)
 
 
 # ------------------------------------------------------------------------------------------------- measurement
@@ -155,6 +167,9 @@ def test_real_images_that_no_judge_has_learnt_from_are_scored_as_samples_are(com
 @pytest.mark.slow
 def test_the_comparison_is_put_on_record_cell_by_cell_unless_it_agrees(compared, monkeypatch, capsys):
     profile, dataset, _ = compared
+    monkeypatch.setattr(systems, "FLOORS", 3)
+    few = [each for each in FEW["systems"] if each["name"] in ("DDIM", "Heun", "scaled")]
+    profile = comparing(profile, systems=few, nfe=[5])
     for run in profile.trained:
         as_trained(profile, run, dataset)
     monkeypatch.setattr(runs, "expected", lambda *args: None)

@@ -104,7 +104,7 @@ def test_a_plan_tells_the_cost_and_leaves_everything_as_it_was(smoke, monkeypatc
     samples, nfe = 64, 4 * 5 + 11 + (5 + 11) + 5 + 5  # the last of the quarters is among Heun's settings twice
     # Of the comparison: 5 + 8 evaluations, of Heun's method the 8 alone, of 4 + 2 candidates and of each system; solver
     # and grid crossed; the converged solution; moments at six levels, of heads and by derivatives; and their training.
-    compared = 32 * ((4 + 2) * 13 + 6 * 13 + 8 + 2 * 2 * 5 + 256 + 2 * 6) + 512
+    compared = 16 * ((4 + 2) * 13 + 6 * 13 + 8 + 2 * 2 * 5 + 256 + 2 * 6) + 512
     row = rf"edm-fdm +[\d,]+ +[\d.e-]+ +2,048 +[\d.e+]+ +\d+ s +{samples * nfe + compared:,} "
     assert re.search(row, text), text
     assert not re.search(r"^ *edm-baseline-exact", text, re.MULTILINE)  # which is no network

@@ -110,7 +110,7 @@ def headed(smoke):
 
 
 @pytest.mark.slow
-def test_heads_are_trained_once_compared_with_the_exact_moments_and_sampled_with(headed, monkeypatch):
+def test_heads_are_trained_once_compared_with_the_exact_moments_and_sampled_with(headed, one_judge, monkeypatch):
     profile, dataset = headed
     assert heads.targets_of(profile, "edm-baseline-exact-0") == []
     run = "edm-fdm-0"
