@@ -599,7 +599,7 @@ def test_restorations_are_put_on_record_cell_by_cell_unless_they_agree(study, mo
     monkeypatch.setattr(restoration.Bench, "measure", measured)
 
     for task in (restored.ALL, "sr4"):
-        plt.close(restoration_plates.by_evaluations(profile, rows, task, "baseline"))
+        plt.close(restoration_plates.by_evaluations(profile, rows, task, "baseline", ["DPS"]))
     plt.close(restoration_plates.starts(profile, rows, "CCDF"))
     figure = restoration_plates.sheet(restored.pictures(profile), [("edm-baseline", "random/CCDF", "CCDF")])
     assert len(figure.axes) == 3 * 6
@@ -782,3 +782,95 @@ def test_known_pixels_of_a_mask_are_kept(tmp_path):
     found = to_float(fdm.restore(denoiser, y, "box", 0.0, mask, nfe=6, label=3))
     torch.testing.assert_close(found[..., :4], y[..., :4], atol=1 / 127, rtol=0)
     assert (found[..., 4:] - y[..., 4:]).abs().max() > 0.1
+
+
+# --------------------------------------------------------------------------------------- what the notebook says
+
+
+@pytest.fixture(scope="module")
+def told():
+    """The tables on record, by name."""
+    folder = ROOT / "results" / "restoration" / "restored"
+    return {name: pd.read_csv(folder / f"{name}.csv") for name in ("over", "kernels", "against", "quality", "tuned")}
+
+
+PRIORS = ("edm-baseline", "edm-fdm-warmup")
+
+
+def test_what_the_notebook_says_of_coming_closer_is_so_in_the_tables(told):
+    over = told["over"].query("task == 'all tasks' and quantity == 'PSNR'").set_index(["cell", "system", "nfe"])
+    for cell in PRIORS:
+        assert all(over.loc[(cell, "CCDF", nfe), "difference"] > 0.5 for nfe in (1, 5))
+        assert over.loc[(cell, "CCDF", 5), "counts"] == "better"
+        assert all(over.loc[(cell, "CCDF", nfe), "counts"] != "better" for nfe in (10, 20))
+        for inside in ("CCDF, DDIM", "CCDF, DPM-Solver++ (2M)"):
+            assert all(over.loc[(cell, inside, nfe), "counts"] == "worse" for nfe in (10, 20))
+            assert over.loc[(cell, inside, 5), "difference"] < over.loc[(cell, "CCDF", 5), "difference"]
+        closer = max(over.loc[(cell, "CCDF", nfe), "difference"] for nfe in (5, 10, 20))
+        for system in ("DPS", "DiffPIR"):
+            gains = over.loc[[(cell, system, nfe) for nfe in (10, 20)]]
+            assert set(gains["counts"]) == {"better"} and gains["difference"].min() > closer
+    tuned = told["tuned"].query("system == 'CCDF'")
+    starts = tuned["options"].str.extract(r"sigma_0=([\d.]+)", expand=False).astype(float)
+    assert starts.between(1, 10).all()
+    by_evaluations = np.log(starts).groupby(tuned["nfe"]).mean()
+    assert by_evaluations.loc[20] > by_evaluations.loc[1]
+
+
+def test_what_the_notebook_says_of_noise_that_is_known_is_so_in_the_tables(told):
+    quality = told["quality"].groupby(["cell", "system", "nfe"]).mean(numeric_only=True)
+    for cell in PRIORS:
+        for nfe in (5, 10, 20):
+            known, put = (quality.loc[(cell, name, nfe)] for name in ("CCDF, noise known", "CCDF"))
+            assert known["KID(EfficientNet-Lite0)"] < 0.5 * put["KID(EfficientNet-Lite0)"]
+            assert known["PSNR"] == pytest.approx(put["PSNR"], abs=0.3)
+
+
+def test_what_the_notebook_says_of_the_shift_is_so_in_the_tables(told):
+    against = told["against"].query("task == 'sr4'").set_index(["kernel", "system", "other", "quantity", "nfe"])
+    quality = told["quality"].set_index(["cell", "system", "nfe"])
+    kid = "KID(EfficientNet-Lite0)"
+    for kernel in ("baseline", "fdm"):
+        for nfe in (1, 5, 10, 20):
+            psnr = against.loc[(kernel, "DoSSR, order 1", "conditional, closer", "PSNR", nfe)]
+            assert psnr["counts"] == "better" and psnr["difference"] > 0.5
+            classes = against.loc[(kernel, "DoSSR, order 1", "conditional, closer", "accuracy", nfe)]
+            assert classes["difference"] > 0
+        for nfe in (5, 10, 20):
+            shifted, closer = (
+                quality.loc[(f"edm-{kernel}-{kind}", name, nfe), kid]
+                for kind, name in (("shifted", "DoSSR, order 1"), ("given", "conditional, closer"))
+            )
+            assert shifted > closer
+            orders = [
+                quality.loc[(f"edm-{kernel}-shifted", name, nfe)]
+                for name in ("DoSSR, order 1", "DoSSR, order 2", "DoSSR, order 3", "DoSSR, order 3, slope at s")
+            ]
+            assert [each["PSNR"] for each in orders] == sorted((each["PSNR"] for each in orders), reverse=True)
+            assert [each[kid] for each in orders] == sorted(each[kid] for each in orders)
+        for nfe in (5, 10, 20):
+            noise = quality.loc[(f"edm-{kernel}-given", "conditional DDIM, eta 1", nfe)]
+            shifted = quality.loc[(f"edm-{kernel}-shifted", "DoSSR, order 1", nfe)]
+            assert noise["PSNR"] == pytest.approx(shifted["PSNR"], abs=0.4)
+            assert noise["accuracy"] < shifted["accuracy"] and (noise[kid] < shifted[kid] or nfe == 5)
+    orders = pd.read_csv(ROOT / "results" / "restoration" / "restored" / "orders.csv").set_index("evaluations")
+    assert (orders.loc[[5, 10, 20, 40], "order 2"] < 0.6 * orders.loc[[5, 10, 20, 40], "order 1"]).all()
+
+
+def test_what_the_notebook_says_of_fdm_is_so_in_the_tables(told):
+    kernels = told["kernels"]
+    better = kernels[kernels["verdict"].str.contains("better")]
+    assert set(zip(better["system"], better["nfe"], strict=True)) <= {("DPS", 1)}
+    others = kernels[kernels["given"] != "estimate"]
+    assert (others["verdict"].str.contains("equal")).mean() > 0.5
+    given = kernels[(kernels["given"] == "estimate") & kernels["system"].str.contains("DDIM")]
+    assert (given["difference"] < 0).all() and (given["verdict"].str.contains("worse")).mean() > 0.5
+
+
+def test_what_the_notebook_says_of_the_mean_is_so_in_the_tables(told):
+    psnr = told["quality"].set_index(["cell", "system", "nfe"])["PSNR"]
+    for cell in ("edm-baseline-given", "edm-baseline-shifted", "edm-fdm-shifted"):
+        for system in ("conditional, closer", "DoSSR, order 1"):
+            if (cell, system, 1) in psnr.index:
+                falls = [psnr[cell, system, nfe] for nfe in (1, 5, 10, 20)]
+                assert falls == sorted(falls, reverse=True)

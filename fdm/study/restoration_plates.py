@@ -74,8 +74,11 @@ def starts(profile: Profile, rows: pd.DataFrame, system: str) -> Figure:
     return figure
 
 
-def by_evaluations(profile: Profile, rows: pd.DataFrame, task: str, kernel: str) -> Figure:
-    """Every system against evaluations, with networks of one kernel: PSNR, KID and classes. Dotted is the estimate."""
+def by_evaluations(profile: Profile, rows: pd.DataFrame, task: str, kernel: str, left_out: list[str]) -> Figure:
+    """Systems against evaluations, with networks of one kernel: PSNR, KID and classes. Dotted is the estimate.
+
+    A PSNR far below that is shown by a triangle at the lower end.
+    """
     par, kid = restoration.of(profile), restored.kid(rows)
     cells = [name for name, cell in profile.cells.items() if cell.kernel == kernel]
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.6), layout="constrained")
@@ -86,7 +89,7 @@ def by_evaluations(profile: Profile, rows: pd.DataFrame, task: str, kernel: str)
             continue
         if task == restored.ALL and about.given is not None:
             continue
-        for each in par.of(about):
+        for each in (each for each in par.of(about) if each.name not in left_out):
             for ax, quantity in zip(axes, ("PSNR", kid, "accuracy"), strict=True):
                 found = {nfe: restored.values(rows, cell, quantity, nfe, task) for nfe in par.nfe}
                 line = {nfe: t.loc[each.name].mean() for nfe, t in found.items() if each.name in t.index}
@@ -99,6 +102,11 @@ def by_evaluations(profile: Profile, rows: pd.DataFrame, task: str, kernel: str)
         ax.set_xticks(par.nfe, [str(nfe) for nfe in par.nfe], fontsize=8)
         ax.xaxis.set_minor_locator(NullLocator())
     axes[1].set(yscale="log")
+    lowest = restored.values(rows, restoration.ESTIMATE, "PSNR", 0, task).to_numpy().mean() - 1
+    for line in axes[0].lines:
+        below = [(x, lowest) for x, y in zip(*line.get_data(), strict=True) if y < lowest]
+        axes[0].plot(*zip(*below, strict=True), "v", color=line.get_color(), clip_on=False) if below else None
+    axes[0].set_ylim(bottom=lowest)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=7)
     return figure
 
@@ -125,7 +133,7 @@ def contraction() -> Figure:
         axes[1].plot(sigmas, [spread(of, sigma).max() for sigma in sigmas], color=colour, label=name)
     axes[1].axhline(r, color=GREY, lw=1, ls=":")
     axes[1].annotate("as the theorem has it: a denoiser that does not move", (sigmas[-1], r), fontsize=7, ha="right",
-                     va="top", xytext=(0, -3), textcoords="offset points")  # fmt: skip
+                     va="bottom", xytext=(0, 2), textcoords="offset points")  # fmt: skip
     for ax in axes:
         ax.axhline(1, color="black", lw=0.8)
         ax.legend(fontsize=7)
@@ -135,7 +143,10 @@ def contraction() -> Figure:
 
 
 def kernels(table: pd.DataFrame) -> Figure:
-    """FDM less its baseline with each system, PSNR over all tasks; shaded is what counts as equal."""
+    """FDM less its baseline with each system, PSNR over all tasks; shaded is what counts as equal.
+
+    A point beyond the frame is an arrow.
+    """
     table = table.iloc[::-1].reset_index(drop=True)
     names = [*dict.fromkeys(table["system"])]
     figure, ax = plt.subplots(figsize=(6.5, 0.8 + 0.3 * len(names)), layout="constrained")
@@ -145,7 +156,8 @@ def kernels(table: pd.DataFrame) -> Figure:
         y = names.index(row["system"]) + 0.15 * (numbers.index(row["nfe"]) - (len(numbers) - 1) / 2)
         low, high = max(row["low"], -1.5), min(row["high"], 1.5)
         ax.plot([low, high], [y, y], color=colours[row["nfe"]], lw=1)
-        ax.plot(np.clip(row["difference"], -1.5, 1.5), y, ".", color=colours[row["nfe"]],
+        marker = "." if abs(row["difference"]) <= 1.5 else ">" if row["difference"] > 0 else "<"
+        ax.plot(np.clip(row["difference"], -1.5, 1.5), y, marker, color=colours[row["nfe"]],
                 label=f"{row['nfe']:.0f} evaluations")  # fmt: skip
     ax.axvspan(-restored.TOLERANCE, restored.TOLERANCE, color=GREY, alpha=0.2, lw=0)
     ax.axvline(0, color="black", lw=0.8)
