@@ -347,10 +347,16 @@ def test_the_shift_and_no_estimate_at_all_are_one_sampler_in_other_variables():
         eta, lam = grid.eta[places[float(sigma)]], grid.lam[places[float(sigma)]]
         return mixture((w - eta * estimate) / (1 - eta), lam)
 
-    walked = [*dossr.walk(D, estimate, z, normals(n), 6, 1)][1:]  # the first level is too far out for differences
-    plain = [*SAMPLERS["ddim"].sample(mixture, estimate + grid.lam[0] * z, grid, 6, normals(n), eta=1.0)][1:]
-    for w, u, eta in zip(walked, plain, grid.eta[1:], strict=True):
-        torch.testing.assert_close(w, (1 - eta) * u + eta * estimate, atol=1e-9, rtol=0)
+    noise, u = normals(n), estimate + grid.lam[0] * z
+    walked = [*dossr.walk(D, estimate, z, noise, 6, 1)][1:]
+    sampled = [*SAMPLERS["ddim"].sample(mixture, u, grid, 6, noise, eta=1.0)][1:]
+    levels = itertools.pairwise(grid.lam)
+    for i, (w, ddim, (s, t), eta) in enumerate(zip(walked, sampled, levels, grid.eta[1:], strict=True)):
+        r = (t / s) ** 2
+        u = r * u + (1 - r) * mixture(u, s) + t * (1 - r).sqrt() * noise(i)
+        torch.testing.assert_close(w, (1 - eta) * u + eta * estimate, atol=1e-12, rtol=0)
+        # Its own form takes the difference of levels that are five decades apart.
+        torch.testing.assert_close(w, (1 - eta) * ddim + eta * estimate, atol=1e-10, rtol=0)
 
 
 # ------------------------------------------------------------------------------------------- conditional networks
@@ -551,8 +557,9 @@ def small(study):
     cells = {name: cell for name, cell in values()["cells"].items() if "fdm" not in name}
     for each in found["restoration"]["systems"]:
         each["tune"] = {key: tried[:2] for key, tried in each.pop("tune", {}).items()}
+    params.write_text(yaml.safe_dump(values() | {"cells": cells, "evaluation": found}))
     return change(
-        params.relative_to(study), evaluation=found, seeds=[0, 1], keep_networks=False, cells=cells,
+        params.relative_to(study), seeds=[0, 1], keep_networks=False,
         dataset={"name": "digits", "resolution": 8}, network={"attn_resolutions": []},
         training={"budget_kimg": 0.256, "log_kimg": 0.128, "state_kimg": 0.128},
     )  # fmt: skip
@@ -676,7 +683,7 @@ def test_differences_count_where_their_intervals_say_so():
     gain = {"CCDF": 1.0, "DPS": -1.0, "DoSSR, order 2": 0.5}
     rows = made_up(profile, lambda cell, system: gain.get(system, 0.0) + (0.05 if "fdm" in cell else 0.0))
     over = restored.over(profile, rows).set_index(["cell", "task", "system", "quantity"])
-    for cell in ("edm-baseline", "edm-fdm-warmup"):
+    for cell in ("edm-baseline", "edm-fdm"):
         for task in ("sr4", restored.ALL):
             assert over.loc[(cell, task, "CCDF", "PSNR"), "counts"] == "better"
             assert over.loc[(cell, task, "DPS", "PSNR"), "counts"] == "worse"
@@ -696,7 +703,7 @@ def test_differences_count_where_their_intervals_say_so():
 def test_kernels_whose_difference_is_not_known_well_enough_are_undecided():
     profile = profiles.find("restoration")
     rows = made_up(profile, lambda cell, system: 0.0)
-    off = (rows["cell"] == "edm-fdm-warmup") & (rows["seed"] == 1)
+    off = (rows["cell"] == "edm-fdm") & (rows["seed"] == 1)
     rows.loc[off, "value"] += 1.0
     found = restored.kernels(profile, rows).set_index(["given", "system"])["verdict"]
     assert found["nothing", "CCDF"] == "undecided" and found["shift", "DoSSR, order 1"] == "equal"
@@ -794,7 +801,7 @@ def told():
     return {name: pd.read_csv(folder / f"{name}.csv") for name in ("over", "kernels", "against", "quality", "tuned")}
 
 
-PRIORS = ("edm-baseline", "edm-fdm-warmup")
+PRIORS = ("edm-baseline", "edm-fdm")
 
 
 def test_what_the_notebook_says_of_coming_closer_is_so_in_the_tables(told):
