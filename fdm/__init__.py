@@ -90,14 +90,8 @@ def restore(
     level that it starts from. A network that is told classes needs a `label`. What is random follows from `seed`.
     Raises FdmError for measurements of another shape or with values that are not finite, and for unknown names.
     """
-    from fdm.data.datasets import to_uint8
-    from fdm.files import FdmError
     from fdm.tasks import own_pictures
 
-    if nfe < 1 or not 0 <= seed < 2**62:
-        raise FdmError(f"nfe is {nfe} and seed {seed}; allowed are nfe from 1 and seed from 0 up.")
     seeds = range(seed, seed + len(y))
-    seen = own_pictures.measurement(task, y, denoiser.shape, noise, seeds, mask)
-    if method == "ccdf":
-        options = {"sigma_0": 2.0, "eta": 1.0} | options if "sampler" not in options else {"sigma_0": 2.0} | options
-    return to_uint8(own_pictures.restored(denoiser, seen, method, nfe, seeds, label, **options))
+    measurement = own_pictures.given(task, y, denoiser.shape, noise, seeds, mask)
+    return own_pictures.restored(denoiser, measurement, method, nfe, seeds, label, **options)

@@ -128,38 +128,14 @@ def restore(args: argparse.Namespace) -> None:
 
     Columns: the picture where it is whole, what was measured of it, the restoration, and how far it is off.
     """
-    import torch
-
     import fdm
-    from fdm.data.datasets import to_float, to_uint8
-    from fdm.tasks import own_pictures, physics, pictures
+    from fdm.tasks import own_pictures, pictures
 
-    denoiser = fdm.load(args.run, args.profile)
-    channels, side, _ = denoiser.shape
-    if args.task not in physics.TASKS:
-        raise FdmError(f"There is no task named {args.task}; there are: {', '.join(physics.TASKS)}.")
-    options: dict[str, Any] = dict(map(_option, args.option))
-    mask = own_pictures.read(args.mask, 1)[0, 0] > 0 if args.mask else None
-    rows = []
-    for number, path in enumerate(args.pictures):
-        given, seeds = own_pictures.read(path, channels), range(args.seed + number, args.seed + number + 1)
-        small = side // physics.TASKS[args.task].divides
-        if given.shape[2:] not in ((side, side), (small, small)):
-            told = f"{side} x {side}" + (f", or {small} x {small} as measured" if small < side else "")
-            raise FdmError(f"{path} has {given.shape[3]} x {given.shape[2]} pixels; the network needs {told}.")
-        whole, y = given.shape[2] == side, given
-        if whole and mask is None:
-            y = physics.see(args.task, given, args.noise, seeds).y
-        elif mask is not None and mask.shape == given.shape[2:]:
-            y = given * mask
-        seen = own_pictures.measurement(args.task, y, denoiser.shape, args.noise, seeds, mask)
-        found = fdm.restore(denoiser, y, args.task, args.noise, mask, args.method, args.nfe, seeds[0], args.label,
-                            **options)  # fmt: skip
-        first = last = torch.full_like(found, 110)  # nothing, where the whole picture is not known
-        if whole:
-            first, last = to_uint8(given), to_uint8((to_float(found) - given).abs() - 1)
-        rows += [first, to_uint8(seen.estimate), found, last]
-    pictures.write_grid(torch.cat(rows), args.out, 4)
+    found = own_pictures.sheet(
+        fdm.load(args.run, args.profile), args.pictures, args.task, args.noise, args.mask, args.seed, nfe=args.nfe,
+        method=args.method, label=args.label, **dict(map(_option, args.option)),
+    )  # fmt: skip
+    pictures.write_grid(found, args.out, 4)
     print(
         f"{args.out}: {len(args.pictures)} pictures, {args.task}, {args.method} with {args.run}, {args.nfe} evaluations"
     )

@@ -26,7 +26,7 @@ from fdm.model.unet import UNet
 from fdm.params import GivenParams
 from fdm.process import shift
 from fdm.samplers import SAMPLERS
-from fdm.samplers.er_sde import er_sde
+from fdm.samplers.er_sde import _more, er_sde
 from fdm.samplers.grids import Karras
 from fdm.study import agreement, profiles, restoration, restoration_plates, restored, runs
 from fdm.tasks import physics
@@ -73,58 +73,60 @@ def images(n=3, shape=SHAPE, seed=0):
 @pytest.mark.parametrize("shape", [(1, 8, 8), (1, 16, 16), (3, 16, 16)])
 def test_what_is_measured_is_an_orthogonal_projection(task, shape):
     x, z = images(2, shape).double(), images(2, shape, 1).double()
-    seen = physics.see(task, x, 0.0, range(2))
-    project = seen.project
+    measurement = physics.measure(task, x, 0.0, range(2))
+    project = measurement.project
     torch.testing.assert_close(project(project(z)), project(z), atol=1e-12, rtol=0)
     torch.testing.assert_close((project(z) * x).sum(), (z * project(x)).sum(), atol=1e-10, rtol=0)
-    torch.testing.assert_close(seen.estimate, project(x), atol=1e-12, rtol=0)
+    torch.testing.assert_close(measurement.estimate, project(x), atol=1e-12, rtol=0)
     assert project(z).norm() <= z.norm()
     v = z  # the largest singular value, by power iteration
     for _ in range(30):
         v = project(v) / project(v).norm()
     assert project(v).norm() == pytest.approx(1, abs=1e-9)
-    assert seen.residual(x).max() < 1e-12 < seen.residual(z).min()
+    assert measurement.residual(x).max() < 1e-12 < measurement.residual(z).min()
 
 
 @pytest.mark.parametrize("task", physics.TASKS)
 def test_the_pseudo_inverse_is_that_of_deepinv(task):
-    seen = physics.see(task, images(), 0.1, range(3))
-    torch.testing.assert_close(seen.physics.A_dagger(seen.y), seen.estimate, atol=1e-4, rtol=0)
+    measurement = physics.measure(task, images(), 0.1, range(3))
+    torch.testing.assert_close(measurement.physics.A_dagger(measurement.y), measurement.estimate, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(("task", "factor"), [("sr2", 2), ("sr4", 4)])
 def test_super_resolution_measures_means_of_blocks(task, factor):
     x = images().double()
-    seen = physics.see(task, x, 0.0, range(3))
-    torch.testing.assert_close(seen.y, torch.nn.functional.avg_pool2d(x, factor))
-    spread = seen.y.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
-    torch.testing.assert_close(seen.estimate, spread)
+    measurement = physics.measure(task, x, 0.0, range(3))
+    torch.testing.assert_close(measurement.y, torch.nn.functional.avg_pool2d(x, factor))
+    spread = measurement.y.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+    torch.testing.assert_close(measurement.estimate, spread)
 
 
 @pytest.mark.parametrize("task", physics.TASKS)
 def test_masks_and_noise_are_of_each_image_alone(task):
     x = images(4)
-    both = physics.see(task, x, 0.1, range(10, 14))
-    one = physics.see(task, x[2:3], 0.1, range(12, 13))
+    both = physics.measure(task, x, 0.1, range(10, 14))
+    one = physics.measure(task, x[2:3], 0.1, range(12, 13))
     torch.testing.assert_close(both.estimate[2:3], one.estimate, atol=1e-12, rtol=0)
-    other = physics.see(task, x[2:3], 0.1, range(13, 14))
+    other = physics.measure(task, x[2:3], 0.1, range(13, 14))
     assert not torch.equal(other.estimate, one.estimate)
 
 
 @pytest.mark.parametrize(("task", "share"), [("box", 0.75), ("random", 0.25), ("fourier", 5 / 16)])
 def test_how_much_is_measured(task, share):
-    seen = physics.see(task, torch.zeros(200, *SHAPE), 0.1, range(200))
-    power = seen.estimate.square().mean() / 0.1**2  # of noise, which is where something is measured
+    measurement = physics.measure(task, torch.zeros(200, *SHAPE), 0.1, range(200))
+    power = measurement.estimate.square().mean() / 0.1**2  # of noise, which is where something is measured
     assert float(power) == pytest.approx(share, rel=0.05)
-    assert seen.level == 0.1
+    assert measurement.level == 0.1
 
 
 @pytest.mark.parametrize("task", ["sr2", "sr4"])
 def test_the_noise_of_a_block_is_that_of_its_mean(task):
-    seen = physics.see(task, torch.zeros(300, *SHAPE), 0.1, range(300))
-    assert float(seen.y.std()) == pytest.approx(0.1, rel=0.05)
-    projected = seen.project(seen.level * torch.randn(300, *SHAPE, generator=torch.Generator().manual_seed(1)).double())
-    assert float(projected.std()) == pytest.approx(float(seen.estimate.std()), rel=0.05)
+    measurement = physics.measure(task, torch.zeros(300, *SHAPE), 0.1, range(300))
+    assert float(measurement.y.std()) == pytest.approx(0.1, rel=0.05)
+    projected = measurement.project(
+        measurement.level * torch.randn(300, *SHAPE, generator=torch.Generator().manual_seed(1)).double()
+    )
+    assert float(projected.std()) == pytest.approx(float(measurement.estimate.std()), rel=0.05)
 
 
 # --------------------------------------------------------------------------------------------------------- CCDF
@@ -143,7 +145,7 @@ def first_known(n, known, other):
 
     A = Inpainting((1, 1, 2), mask=torch.tensor([[[1.0, 0.0]]], dtype=torch.float64))
     y = torch.tensor([known, 0.0], dtype=torch.float64).expand(n, 1, 1, 2)
-    return physics.Seen(A, 1.0, y, 0.0), torch.tensor([known, other], dtype=torch.float64).expand(n, 1, 1, 2)
+    return physics.Measurement(A, 1.0, y, 0.0), torch.tensor([known, other], dtype=torch.float64).expand(n, 1, 1, 2)
 
 
 @pytest.mark.parametrize(
@@ -157,9 +159,11 @@ def test_ccdf_forgets_its_start_and_tends_to_what_projections_tend_to(sigma_0, m
     levels = [*np.geomspace(sigma_0, 0.01, 61), 0.0]
     z = torch.randn(n, 1, 1, 2, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     for start in (-2.0, 2.0):
-        seen, estimate = first_known(n, 1.3, start)
+        measurement, estimate = first_known(n, 1.3, start)
         x = estimate + sigma_0 * z
-        *_, x = ccdf.walk(correlated(), SAMPLERS["ddim"], x, seen, Levels(levels), 61, normals(n, (1, 1, 2)), eta=1.0)
+        *_, x = ccdf.walk(
+            correlated(), SAMPLERS["ddim"], x, measurement, Levels(levels), 61, normals(n, (1, 1, 2)), eta=1.0
+        )
         assert (x[..., 0] == 1.3).all(), "known pixels are as they were measured"
         ends.append(x[..., 1])
     assert float(ends[0].mean()) == pytest.approx(mean, abs=0.02)
@@ -177,20 +181,20 @@ def test_ccdf_without_data_is_its_sampler_to_the_bit_and_with_data_ends_at_it(na
     entry, D = SAMPLERS[name], Mixture.reference()
     nfe = next(nfe for nfe in (8, 9) if possible("ccdf", nfe, {"sampler": name}))
     D = Mixture(D.weights, D.means.expand(3, 1, 4, 4), D.deviations)
-    seen = physics.see("random", images(3, (1, 4, 4)), 0.0, range(3))
+    measurement = physics.measure("random", images(3, (1, 4, 4)), 0.0, range(3))
     x, grid, noise = 80 * images(3, (1, 4, 4), 7).double(), Karras(0.002, 80.0, True), normals(3, (1, 4, 4))
     steps = entry.steps(nfe, True)
     plain = [each.clone() for each in entry.sample(D, x.clone(), grid, steps, noise)]
-    walked = [each.clone() for each in ccdf.walk(D, entry, x.clone(), seen, grid, steps, noise, "none")]
+    walked = [each.clone() for each in ccdf.walk(D, entry, x.clone(), measurement, grid, steps, noise, "none")]
     assert len(plain) == len(walked) and all(map(torch.equal, plain, walked))
-    *_, end = ccdf.walk(D, entry, x.clone(), seen, grid, steps, noise)
-    assert torch.equal(seen.project(end), seen.estimate)
-    others = end - seen.project(end)
-    assert not torch.equal(others, plain[-1] - seen.project(plain[-1])), "and goes on from what was put back"
+    *_, end = ccdf.walk(D, entry, x.clone(), measurement, grid, steps, noise)
+    assert torch.equal(measurement.project(end), measurement.estimate)
+    others = end - measurement.project(end)
+    assert not torch.equal(others, plain[-1] - measurement.project(plain[-1])), "and goes on from what was put back"
 
 
 def test_a_measurement_whose_noise_is_known_is_put_back_with_the_noise_that_it_lacks():
-    seen = physics.see("sr4", images(), 0.1, range(3))
+    measurement = physics.measure("sr4", images(), 0.1, range(3))
     grid, steps = Karras(0.002, 5.0, True), 12
     levels = grid.levels(steps).tolist()
     put, drawn = [], dict[int, torch.Tensor]()
@@ -200,15 +204,17 @@ def test_a_measurement_whose_noise_is_known_is_put_back_with_the_noise_that_it_l
         return drawn[step]
 
     D = Mixture(torch.ones(1), torch.zeros(1, *SHAPE), torch.ones(1))
-    for each in ccdf.walk(D, SAMPLERS["ddim"], 5 * images().double(), seen, grid, steps, noise, "known noise"):
+    for each in ccdf.walk(D, SAMPLERS["ddim"], 5 * images().double(), measurement, grid, steps, noise, "known noise"):
         put.append(each.clone())
     for i, level in enumerate(levels[1:], 1):
-        if level >= seen.level:
-            due = seen.estimate + math.sqrt(level**2 - seen.level**2) * seen.project(drawn[ccdf.APART + i])
-            torch.testing.assert_close(seen.project(put[i]), due, atol=1e-12, rtol=0)
+        if level >= measurement.level:
+            due = measurement.estimate + math.sqrt(level**2 - measurement.level**2) * measurement.project(
+                drawn[ccdf.APART + i]
+            )
+            torch.testing.assert_close(measurement.project(put[i]), due, atol=1e-12, rtol=0)
         else:
             assert ccdf.APART + i not in drawn
-            assert not torch.allclose(seen.project(put[i]), seen.estimate)
+            assert not torch.allclose(measurement.project(put[i]), measurement.estimate)
 
 
 def test_the_contraction_is_the_slope_of_a_step_and_fails_between_modes():
@@ -291,8 +297,6 @@ def test_what_is_published_as_third_order_is_of_second(order, slope, low, high):
         h, x, true = sigmas[0] - sigmas[1], torch.zeros(()).double(), torch.zeros(()).double()
         before = [sigmas[0] + h, sigmas[0] + 2 * h]
         for s, t in itertools.pairwise(sigmas):
-            from fdm.samplers.er_sde import _more
-
             past = [(f(each), each) for each in (s, *before)][:order]
             r = t / s
             x = r**2 * x + (1 - r**2) * f(s) + _more(past, t, slope)
@@ -378,14 +382,16 @@ def test_c_in_scales_x_and_not_the_estimate():
     x, estimate, sigma = images(2, (1, 8, 8)), images(2, (1, 8, 8), 1), torch.tensor([0.5, 3.0])
     for kernel in ("baseline", "fdm"):
         denoiser = network(kernel=kernel, multiplier=2.0)
-        seen = []
-        denoiser.model.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args[0]))
+        measurement = []
+        denoiser.model.register_forward_pre_hook(
+            lambda module, args, measurement=measurement: measurement.append(args[0])
+        )
         D = denoiser(x, sigma, condition=estimate)
         plain = Denoiser(lambda c_in_x, *rest: c_in_x, "edm", kernel, 2.0)
         c_in_x = []
         plain.model = lambda each, *rest, c_in_x=c_in_x: (c_in_x.append(each), torch.zeros_like(each))[1]
         skipped = plain(x, sigma)
-        torch.testing.assert_close(seen[0], torch.cat([c_in_x[0], estimate], 1))
+        torch.testing.assert_close(measurement[0], torch.cat([c_in_x[0], estimate], 1))
         assert D.shape == x.shape and not torch.equal(D, skipped)
     assert denoiser.shape == denoiser.condition == (1, 8, 8)
     with pytest.raises(ValueError, match="needs an estimate"):
@@ -419,7 +425,7 @@ def test_the_estimate_of_training_is_that_of_a_measurement():
     x = images(300)
     noise = torch.randn(300, *SHAPE, generator=torch.Generator().manual_seed(9))
     given = GivenParams(task="sr4", noise=0.1, shift=False)
-    off = conditional.estimated(given, x, noise) - physics.see("sr4", x, 0.0, range(300)).estimate
+    off = conditional.estimated(given, x, noise) - physics.measure("sr4", x, 0.0, range(300)).estimate
     assert float(off.std()) == pytest.approx(0.1, rel=0.05)
     means = torch.nn.functional.avg_pool2d(off.float(), 4).repeat_interleave(4, 2).repeat_interleave(4, 3)
     torch.testing.assert_close(off.float(), means, atol=1e-5, rtol=0)
@@ -457,19 +463,22 @@ def known(digits):
 )  # fmt: skip
 def test_every_method_restores_images_that_its_denoiser_knows(task, method, options, known):
     clean, prior = known[:8], Prior(known)
-    seen = physics.see(task, clean, 0.05, range(8))
-    again = [RESTORERS[method].restore(prior, seen, 10, range(8), **options) for _ in range(2)]
+    measurement = physics.measure(task, clean, 0.05, range(8))
+    again = [RESTORERS[method].restore(prior, measurement, 10, range(8), **options) for _ in range(2)]
     assert torch.equal(*again) and prior.calls == 20, "as the seeds say, in so many evaluations"
-    assert seen.physics.A(clean.double()).dtype == torch.float64, "and leaves the physics as it was"
-    psnr = {name: restoration.scores(x, clean, seen)["PSNR"] for name, x in
-            {"restored": again[0], "estimate": seen.estimate}.items()}  # fmt: skip
+    assert measurement.physics.A(clean.double()).dtype == torch.float64, "and leaves the physics as it was"
+    psnr = {name: restoration.scores(x, clean, measurement)["PSNR"] for name, x in
+            {"restored": again[0], "estimate": measurement.estimate}.items()}  # fmt: skip
     assert psnr["restored"] > psnr["estimate"] + 0.5
 
 
 def test_dps_is_guided_by_the_measurement(known):
     clean, prior = known[:8], Prior(known)
-    seen = physics.see("sr2", clean, 0.05, range(8))
-    off = [float(seen.residual(posterior.dps(prior, seen, 20, range(8), weight)).mean()) for weight in (0.0, 30.0)]
+    measurement = physics.measure("sr2", clean, 0.05, range(8))
+    off = [
+        float(measurement.residual(posterior.dps(prior, measurement, 20, range(8), weight)).mean())
+        for weight in (0.0, 30.0)
+    ]
     assert off[1] < 0.5 * off[0]
 
 
@@ -497,6 +506,8 @@ def values(**changes):
 @pytest.mark.parametrize(("changes", "sentence"), [
     ({"tasks": ["sr3"]}, "'sr3' is not known; there are sr2, sr4"),
     ({"systems": [{"name": "a", "method": "b"}]}, "'b' is not known; there are ccdf"),
+    ({"systems": [{"name": "a", "method": "dossr"}]}, "dossr is not for networks that are given nothing"),
+    ({"systems": [{"name": "a", "method": "dps", "given": "estimate"}]}, "dps is not for networks that are given est"),
     ({"systems": [{"name": "a", "method": "dps"}] * 2}, "two systems have the same name"),
     ({"systems": [{"name": "a", "method": "dps", "against": ["b"]}]}, "there is no such system as 'b'"),
     ({"systems": [{"name": "a", "method": "dps", "weight": -1.0}]}, "it must be 0 to 10000"),
@@ -517,6 +528,13 @@ def test_networks_with_an_estimate_are_trained_as_they_can_be(section, changes, 
     place = found["cells"]["edm-baseline-given"] if section == "cell" else found[section]
     place |= changes
     with pytest.raises(ValueError, match=sentence):
+        profiles.Profile.model_validate(found)
+
+
+def test_a_cell_that_is_not_trained_is_refused_before_anything_is_restored():
+    found = values()
+    found["cells"]["edm-baseline-exact"] = {"framework": "edm", "kernel": "baseline", "source": "analytic"}
+    with pytest.raises(ValueError, match="it compares networks that are trained here"):
         profiles.Profile.model_validate(found)
 
 
@@ -586,7 +604,7 @@ def test_restorations_are_put_on_record_cell_by_cell_unless_they_agree(study, mo
     assert exact["value"].max() < 1e-12 < told[told["quantity"] == "residual"]["value"].max()
     # By hand: the mean PSNR of the estimates of a training's images.
     clean = to_float(dataset.held[16:32])
-    off = physics.see("sr4", clean, 0.1, range(16, 32)).estimate.clamp(-1, 1) - clean
+    off = physics.measure("sr4", clean, 0.1, range(16, 32)).estimate.clamp(-1, 1) - clean
     psnr = (10 * (4 / off.square().mean((1, 2, 3))).log10()).mean()
     found = told.query("system == 'estimate' and task == 'sr4' and seed == 1 and quantity == 'PSNR'")["value"]
     assert found.item() == pytest.approx(float(psnr), rel=1e-5)
@@ -881,3 +899,21 @@ def test_what_the_notebook_says_of_the_mean_is_so_in_the_tables(told):
             if (cell, system, 1) in psnr.index:
                 falls = [psnr[cell, system, nfe] for nfe in (1, 5, 10, 20)]
                 assert falls == sorted(falls, reverse=True)
+
+
+def test_a_denoiser_elsewhere_is_asked_from_the_cpu():
+    asked = []
+
+    class Elsewhere:
+        """Of a device that has no numbers, which is what every machine has besides the CPU."""
+
+        shape, classes, sigma_range, condition = (1, 2, 2), 0, (0.0, 1.0), (1, 2, 2)
+
+        def __call__(self, x, sigma, class_labels=None, condition=None):
+            asked.append((x.device.type, sigma.device.type, condition.device.type))
+            return torch.zeros(3, 1, 2, 2)
+
+    denoiser = restoration.OnDevice(Elsewhere(), "meta")
+    x = torch.zeros(3, 1, 2, 2)
+    assert denoiser(x, torch.tensor(0.5), condition=x).device.type == "cpu"
+    assert asked == [("meta",) * 3] and denoiser.condition == (1, 2, 2)

@@ -288,7 +288,7 @@ def _labels_by_folder(path: Path, names: list[str]) -> list[str]:
     return tops
 
 
-def _upright_rgb(picture: Image.Image) -> Image.Image:
+def upright_rgb(picture: Image.Image) -> Image.Image:
     """A picture of any kind in 8 bits a channel, upright, on white; raises ValueError for numbers without a range."""
     if picture.mode == "F" or (picture.mode == "I" and picture.format != "PNG"):  # older PILs read a PNG's 16 bits as I
         raise ValueError("its pixels are floating-point or 32-bit numbers and not of 8 or 16 bits")
@@ -314,7 +314,7 @@ def folder(params: DatasetParams) -> tuple[np.ndarray, np.ndarray]:
     enlarged = []
 
     def square(picture: Image.Image) -> Image.Image:
-        picture = _upright_rgb(picture)
+        picture = upright_rgb(picture)
         side = min(picture.size)
         if side < resolution:
             enlarged.append(side)

@@ -475,24 +475,25 @@ def _of_restoration(folder: Path, digits: Dataset, known: Dataset) -> Iterator[t
         ],
     })  # fmt: skip
     untold = {cell: about for cell, about in CELLS.items() if cell == "edm-baseline"}
-    for cell in (*untold, *GIVEN):
-        plain = probe(chosen=untold | GIVEN, conditional=False)
+    for cell, seeds in (*((cell, (0,)) for cell in (*untold, *GIVEN)), ("edm-fdm-shifted", (0, 1))):
+        plain = probe(chosen=untold | GIVEN, conditional=False, seeds=seeds)
         profile = plain.model_copy(update={"evaluation": plain.evaluation.model_copy(update={"restoration": par})})
         smallest = 8 if cell in untold else restoration.SMALLEST
         with (
-            mock.patch.object(Profile, "build", folder / "restoration"),
+            mock.patch.object(Profile, "build", folder / f"restoration{len(seeds)}"),
             mock.patch.object(restoration, "SMALLEST", smallest),
         ):
-            _as_trained(profile, f"{cell}-0", digits)
+            for run in profile.runs_of(cell):
+                _as_trained(profile, run, digits)
             told = list[int]()
-            rows = restoration.compare(profile, cell, digits, lambda run: None, "cpu", told.append)
-            assert restoration.compare(profile, cell, digits, lambda run: None).equals(rows)  # as it is remembered
+            rows, kept = restoration.compare(profile, cell, digits, lambda run: None, "cpu", told.append)
+            assert restoration.compare(profile, cell, digits, lambda run: None)[0].equals(rows)  # as it is remembered
             assert sum(told) == restoration.evaluations(profile, cell)
-            kept = restoration.pictures(profile, cell, digits, lambda run: None)
-            yield f"restoration: pictures {cell}", hash_of(*(kept[key] for key in sorted(kept)))
+            named = cell if len(seeds) == 1 else f"{cell}, twice"
+            yield f"restoration: pictures {named}", hash_of(*(kept[key] for key in sorted(kept)))
             rows = rows[rows["quantity"] != "seconds"]
-            yield f"restoration: {cell}", hash_of(torch.tensor(rows["value"].to_numpy(float)))
-    found = restoration.estimates(profile, digits)
+            yield f"restoration: {named}", hash_of(torch.tensor(rows["value"].to_numpy(float)))
+    found = restoration.estimates(profile.model_copy(update={"seeds": [0]}), digits)
     yield "restoration: estimates", hash_of(torch.tensor(found["value"].to_numpy(float)))
 
 

@@ -125,7 +125,7 @@ def stages(profile: Profile) -> dict[str, dict[str, Any]]:
                              [dataset, features, checkpoints],
                              ["dataset", "evaluation.restoration", "threads", *models], [f"{results}/restoration"]),
         "restored": notebook("Inverse problems: what FDM and what starting closer do for restoration.",
-                             "08_restoration", [f"{results}/restoration", dataset, checkpoints],
+                             "08_restoration", [f"{results}/restoration"],
                              ["dataset", "evaluation", *models],
                              [f"{results}/restored", f"{figures}/08_restoration"]),
         "standings": notebook("What else makes sampling fast: the systems side by side.", "07_systems",

@@ -193,6 +193,14 @@ class SystemsParams(Strict):
         return self
 
 
+Kind = Literal["nothing", "estimate", "shift"]
+
+
+def given(cell: CellParams) -> Kind:
+    """What a cell's networks are given beside x, and whether the clean image in x moves to it."""
+    return "nothing" if cell.given is None else "shift" if cell.given.shift else "estimate"
+
+
 class RestorerParams(BaseModel):
     """A way to restore images that is compared with others. Its method's options stand beside these keys."""
 
@@ -200,7 +208,7 @@ class RestorerParams(BaseModel):
 
     name: Annotated[str, Field(min_length=1)]  # as tables and figures have it
     method: str  # in fdm.tasks.restoration.methods.RESTORERS
-    given: Literal["nothing", "estimate", "shift"] = "nothing"  # the networks that it is for
+    given: Kind = "nothing"  # the networks that it is for
     # Options of which the best of all combinations is found, by name: every value that is tried.
     tune: dict[str, Annotated[list[float | int | str], Field(min_length=2)]] = Field(default_factory=dict)
     against: list[str] = Field(default_factory=list)  # others that it is compared with, on networks of the same kernel
@@ -224,8 +232,7 @@ class RestorationParams(Strict):
 
     def of(self, cell: CellParams) -> list[RestorerParams]:
         """The systems that are compared on a cell."""
-        kind = "nothing" if cell.given is None else "shift" if cell.given.shift else "estimate"
-        return [each for each in self.systems if each.given == kind]
+        return [each for each in self.systems if each.given == given(cell)]
 
     def tasks_of(self, cell: CellParams) -> list[str]:
         """The tasks that a cell's networks can be asked: all, or the one that they were trained for."""
@@ -246,9 +253,13 @@ class RestorationParams(Strict):
         for each in self.systems:
             if unknown := [name for name in each.against if name not in names]:
                 raise ValueError(f"evaluation.restoration, {each.name}: there is no such system as {unknown[0]!r}")
+            entry = RESTORERS[each.method]
+            if entry.conditional not in (None, each.given != "nothing") or entry.shifted != (each.given == "shift"):
+                told = f"{each.method} is not for networks that are given {each.given}"
+                raise ValueError(f"evaluation.restoration, {each.name}: {told}")
             try:
                 for options in each.candidates:
-                    RESTORERS[each.method].check(options)
+                    entry.check(options)
                     if not any(possible(each.method, nfe, options) for nfe in self.nfe):
                         raise ValueError("it cannot end without noise in any of these numbers of evaluations")
             except ValueError as error:
@@ -316,6 +327,8 @@ class Profile(Strict):
             for wanted in cells or []:
                 if wanted not in self.cells:
                     raise ValueError(f"evaluation.{where}: there is no cell named {wanted}")
+        if self.evaluation.restoration and len(self.trained) < len(self.runs):
+            raise ValueError("evaluation.restoration: it compares networks that are trained here, and no other cells")
         if self.training and self.training.batch % (self.training.processes * self.training.accumulation):
             raise ValueError(
                 f"training.batch: {self.training.batch} is not allowed; it must be a multiple of processes x "

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fdm.data.datasets import Dataset, to_float, to_uint8
 from fdm.files import FdmError, digest, write_json
-from fdm.model.denoiser import Denoise
+from fdm.model.denoiser import Denoise, Denoiser
 from fdm.study import closure, networks, systems
 from fdm.study.profiles import Profile, RestorationParams
 from fdm.tasks import physics
@@ -32,8 +32,7 @@ CONTEXT = ("cell", "profile", "dataset", "run", "framework", "kernel", "given", 
 MEASURED = ("part", "task", "system", "method", "options", "nfe", "quantity", "value", "n")
 ORIGIN = ("experiment", "source", "checkpoint", "device")
 
-Options = tuple[tuple[str, float | str], ...]
-Best = dict[tuple[str, str, int], Options]  # by task, system and evaluations
+Best = dict[tuple[str, str, int], systems.Options]  # by task, system and evaluations
 
 
 class Restoring(NamedTuple):
@@ -43,14 +42,8 @@ class Restoring(NamedTuple):
     task: str
     system: str
     method: str
-    options: Options
+    options: systems.Options
     nfe: int
-
-    @property
-    def text(self) -> str:
-        """The options as a table has them."""
-        told = (f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in self.options)
-        return ", ".join(told)
 
 
 def wanted(profile: Profile, cell: str, best: Best | None = None) -> list[Restoring]:
@@ -92,21 +85,20 @@ def images_of(profile: Profile, dataset: Dataset, part: str, seed: int) -> range
 
     Raises FdmError where there are too few.
     """
-    par = of(profile)
-    place = sorted({seed for cell in profile.cells for seed in profile.seeds_of(cell)}).index(seed)
-    behind = len({seed for cell in profile.cells for seed in profile.seeds_of(cell)}) * par.images
-    found = (
-        range(behind, behind + par.tuning) if part == "tuning" else range(place * par.images, (place + 1) * par.images)
-    )
+    par, seeds = of(profile), sorted({seed for cell in profile.cells for seed in profile.seeds_of(cell)})
+    behind = len(seeds) * par.images
     if behind + par.tuning > len(dataset.held):
         raise FdmError(
             f"{profile.params_file}: {behind + par.tuning} held-out images are needed for evaluation.restoration, and "
             f"the data set has {len(dataset.held)}; lower images or tuning."
         )
-    return found
+    if part == "tuning":
+        return range(behind, behind + par.tuning)
+    first = seeds.index(seed) * par.images
+    return range(first, first + par.images)
 
 
-def scores(restored: Tensor, clean: Tensor, seen: physics.Seen) -> dict[str, float]:
+def scores(restored: Tensor, clean: Tensor, measurement: physics.Measurement) -> dict[str, float]:
     """Means over images (N, C, H, W) in [-1, 1]: PSNR in dB, SSIM where it fits, and what the measurement says.
 
     `residual` is the root mean square a pixel between the measured part of a restoration and the measurement.
@@ -117,7 +109,21 @@ def scores(restored: Tensor, clean: Tensor, seen: physics.Seen) -> dict[str, flo
     out = {"PSNR": float(PSNR()(mine, true).mean())}
     if min(clean.shape[2:]) >= SMALLEST:
         out["SSIM"] = float(SSIM()(mine, true).mean())
-    return out | {"residual": float(seen.residual(restored).mean())}
+    return out | {"residual": float(measurement.residual(restored).mean())}
+
+
+class OnDevice:
+    """A denoiser on a device that is asked from the CPU, where restorations are walked and deepinv's physics is."""
+
+    def __init__(self, denoiser: Denoise, device: str) -> None:
+        self.denoiser, self.device = denoiser, device
+        self.shape, self.classes, self.sigma_range = denoiser.shape, denoiser.classes, denoiser.sigma_range
+        self.condition = denoiser.condition
+
+    def __call__(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None, **more: Tensor) -> Tensor:
+        """D(x; sigma) on the device of x, with what the denoiser is given besides."""
+        given = {name: value.to(self.device) for name, value in more.items()}
+        return self.denoiser(x.to(self.device), sigma.to(self.device), class_labels, **given).to(x.device)
 
 
 class Bench:
@@ -131,48 +137,46 @@ class Bench:
         self.name, self.dataset = name, dataset
         self.hash = networks.weights_of(profile, name, dataset, folder)[1.0]
         self.trained = networks.trained_as(folder)
-        self.denoiser, _ = networks.denoiser_of(profile, name, dataset, folder, 1.0, expected)
-        if isinstance(self.denoiser, torch.nn.Module):
-            self.denoiser.to(device).to(memory_format=torch.channels_last)
-
-    def seen(self, part: str, task: str) -> tuple[physics.Seen, Tensor, Tensor, range]:
-        """The measurements, the images, their classes and their numbers."""
-        return see(self.profile, self.dataset, part, task, self.run.seed)
+        denoiser, _ = networks.denoiser_of(profile, name, dataset, folder, 1.0, expected)
+        assert isinstance(denoiser, Denoiser)  # as the profile has no other
+        denoiser.to(device).to(memory_format=torch.channels_last)
+        self.denoiser = OnDevice(denoiser, device)
 
     @torch.no_grad()  # which DPS leaves, for its gradient
     def measure(self, what: Restoring, judge: systems.Judge) -> list[dict[str, Any]]:
         """A row a quantity."""
-        seen, clean, labels, numbers = self.seen(what.part, what.task)
-        counted, began = Counted(self.denoiser), time.perf_counter()
-        x = RESTORERS[what.method].restore(counted, seen, what.nfe, numbers, **dict(what.options)).cpu()
-        found = {"seconds": (time.perf_counter() - began) / len(x)} | scores(x, clean, seen)
+        measurement, clean, labels, numbers = measured_of(
+            self.profile, self.dataset, what.part, what.task, self.run.seed
+        )
+        counted, began = systems.Counted(self.denoiser), time.perf_counter()
+        x = RESTORERS[what.method].restore(counted, measurement, what.nfe, numbers, **dict(what.options))
+        found = {"seconds": (time.perf_counter() - began) / len(x)} | scores(x, clean, measurement)
         if what.part != "tuning":
             found |= judge.scores(to_uint8(x), labels)
-        row = what._asdict() | {"options": what.text, "nfe": counted.calls, "n": len(x)}
+        row = what._asdict() | {"options": systems.text_of(what.options), "nfe": counted.calls, "n": len(x)}
         return [row | {"quantity": quantity, "value": value} for quantity, value in found.items()]
 
+    @torch.no_grad()
+    def pictures(self, wanted: list[Restoring]) -> dict[str, Tensor]:
+        """Some images as they are restored in the most evaluations; see `compare`."""
+        numbers = images_of(self.profile, self.dataset, "restoration", self.run.seed)[:PICTURED]
+        out = {"clean": self.dataset.held[numbers.start : numbers.stop]}
+        for what in (each for each in wanted if each.nfe == max(self.par.nfe)):
+            measurement = physics.measure(what.task, to_float(out["clean"]), self.par.noise, numbers)
+            x = RESTORERS[what.method].restore(self.denoiser, measurement, what.nfe, numbers, **dict(what.options))
+            out |= {f"{what.task}/{ESTIMATE}": to_uint8(measurement.estimate),
+                    f"{what.task}/{what.system}": to_uint8(x)}  # fmt: skip
+        return {key: images.contiguous() for key, images in out.items()}
 
-class Counted(systems.Counted):
-    """A denoiser that counts how often it is asked, with what it is given beside x."""
 
-    def __init__(self, denoiser: Denoise) -> None:
-        super().__init__(denoiser)
-        self.condition = denoiser.condition  # type: ignore[assignment]
-
-    def __call__(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None, **more: Any) -> Tensor:
-        """D(x; sigma) of the denoiser."""
-        self.calls += 1
-        return self.denoiser(x, sigma, class_labels, **more)
-
-
-def see(
+def measured_of(
     profile: Profile, dataset: Dataset, part: str, task: str, seed: int
-) -> tuple[physics.Seen, Tensor, Tensor, range]:
+) -> tuple[physics.Measurement, Tensor, Tensor, range]:
     """What is measured of the images of a training, these, their classes and their numbers."""
     numbers = images_of(profile, dataset, part, seed)
     clean = to_float(dataset.held[numbers.start : numbers.stop])
     labels = dataset.held_labels[numbers.start : numbers.stop]
-    return physics.see(task, clean, of(profile).noise, numbers), clean, labels, numbers
+    return physics.measure(task, clean, of(profile).noise, numbers), clean, labels, numbers
 
 
 def source_of(what: Restoring) -> list[str]:
@@ -205,15 +209,16 @@ def compare(
     expected: Callable[[str], dict[str, Any] | None],
     device: str = "cpu",
     advance: Callable[[int], None] | None = None,
-) -> pd.DataFrame:
-    """Compare all systems on the runs of a cell: a tidy row a set of restorations and quantity.
+) -> tuple[pd.DataFrame, dict[str, Tensor]]:
+    """Compare all systems on the runs of a cell: a tidy row a set of restorations and quantity, and some pictures.
 
     `quantity` is `PSNR`, `SSIM` and `residual` (see `scores`); FD, KID, recall and accuracy as in `systems.compare`,
-    the last by the class of the image that was measured; and `seconds` an image. `expected`, memory, `advance` and
-    what is raised are as in `systems.compare`.
+    the last by the class of the image that was measured; and `seconds` an image. The pictures, uint8 (PICTURED, C, H,
+    W) by `<task>/<system>`, are the first run's in the most evaluations; `<task>/estimate` and `clean` are what they
+    are made from. `expected`, memory, `advance` and what is raised are as in `systems.compare`.
     """
     torch.set_num_threads(profile.threads)
-    judge, rows = systems.Judge(profile, dataset, device), list[dict[str, Any]]()
+    judge, rows, shown = systems.Judge(profile, dataset, device), list[dict[str, Any]](), dict[str, Tensor]()
     best: Best = {}
     for number, name in enumerate(profile.runs_of(cell)):
         bench = Bench(profile, name, dataset, expected(name), device)
@@ -221,32 +226,10 @@ def compare(
             tried = [*_measured(bench, wanted(profile, cell), judge, advance)]
             rows += [row for _, found in tried for row in found]
             best = choose({what: _psnr(found) for what, found in tried})
+            shown = bench.pictures(wanted(profile, cell, best))
         for _, found in _measured(bench, wanted(profile, cell, best), judge, advance):
             rows += found
-    return pd.DataFrame(rows).reindex(columns=[*CONTEXT, *MEASURED, *ORIGIN])
-
-
-def pictures(
-    profile: Profile, cell: str, dataset: Dataset, expected: Callable[[str], dict[str, Any] | None], device: str = "cpu"
-) -> dict[str, Tensor]:
-    """Some images, uint8 (PICTURED, C, H, W), as the first run of a cell restores them in the most evaluations.
-
-    By `<task>/<system>`, with the options that were chosen; `<task>/estimate` and `clean` are what they are made from.
-    """
-    name = profile.runs_of(cell)[0]
-    bench, judge = Bench(profile, name, dataset, expected(name), device), systems.Judge(profile, dataset, device)
-    tried = _measured(bench, wanted(profile, cell), judge, None)
-    best, out = choose({what: _psnr(found) for what, found in tried}), dict[str, Tensor]()
-    numbers = images_of(profile, dataset, "restoration", bench.run.seed)[:PICTURED]
-    out["clean"] = dataset.held[numbers.start : numbers.stop]
-    for what in wanted(profile, cell, best):
-        if what.nfe == max(bench.par.nfe):
-            seen = physics.see(what.task, to_float(out["clean"]), bench.par.noise, numbers)
-            out[f"{what.task}/{ESTIMATE}"] = to_uint8(seen.estimate)
-            with torch.no_grad():
-                x = RESTORERS[what.method].restore(bench.denoiser, seen, what.nfe, numbers, **dict(what.options))
-            out[f"{what.task}/{what.system}"] = to_uint8(x).cpu()
-    return {key: images.contiguous() for key, images in out.items()}
+    return pd.DataFrame(rows).reindex(columns=[*CONTEXT, *MEASURED, *ORIGIN]), shown
 
 
 def _psnr(found: list[dict[str, Any]]) -> float:
@@ -255,7 +238,7 @@ def _psnr(found: list[dict[str, Any]]) -> float:
 
 def choose(psnr: dict[Restoring, float]) -> Best:
     """The options with the highest PSNR by task, system and evaluations, from all that was tried."""
-    best = dict[tuple[str, str, int], tuple[float, Options]]()
+    best = dict[tuple[str, str, int], tuple[float, systems.Options]]()
     for what, value in psnr.items():
         key = (what.task, what.system, what.nfe)
         if math.isfinite(value) and (key not in best or value > best[key][0]):
@@ -269,11 +252,13 @@ def estimates(profile: Profile, dataset: Dataset, device: str = "cpu") -> pd.Dat
     judge = systems.Judge(profile, dataset, device)
     for seed in profile.seeds:
         for task in par.tasks:
-            seen, clean, labels, numbers = see(profile, dataset, "restoration", task, seed)
+            measurement, clean, labels, numbers = measured_of(profile, dataset, "restoration", task, seed)
             called = digest(
                 [dataset.sha256, judge.weights, par.noise, list(numbers), task, closure.identity("restoration")]
             )
-            found = scores(seen.estimate, clean, seen) | judge.scores(to_uint8(seen.estimate), labels)
+            found = scores(measurement.estimate, clean, measurement) | judge.scores(
+                to_uint8(measurement.estimate), labels
+            )
             context = {"cell": ESTIMATE, "profile": profile.profile, "dataset": profile.dataset.name, "seed": seed}
             row = {"part": "restoration", "task": task, "system": ESTIMATE, "nfe": 0, "n": len(numbers)}
             rows += [

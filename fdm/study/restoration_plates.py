@@ -20,7 +20,7 @@ STEPS = 0.8  # from a level to the next, where a contraction is shown
 
 
 def sheet(kept: dict[str, dict[str, Tensor]], shown: list[tuple[str, str, str]], images: int = 6) -> Figure:
-    """Images in rows, and what was made of them in columns: (cell, key of `restoration.pictures`, title).
+    """Images in rows, and what was made of them in columns: (cell, key of its pictures, title).
 
     The last two columns are the image itself and how far the restoration before it is off.
     """

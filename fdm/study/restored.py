@@ -23,9 +23,9 @@ from fdm.samplers import SAMPLERS
 from fdm.samplers.grids import LogSNR as Geometric
 from fdm.study import restoration, rules
 from fdm.study.measurements import select
-from fdm.study.profiles import Profile
+from fdm.study.profiles import Profile, given
 from fdm.study.rules import Estimate
-from fdm.tasks.physics import Seen
+from fdm.tasks.physics import Measurement
 from fdm.tasks.restoration import ccdf, dossr
 
 TOLERANCE = 0.2  # dB, which is 5 % of the mean squared error
@@ -94,8 +94,7 @@ def _pairs(profile: Profile) -> list[tuple[str, str, str]]:
     """What networks are given, the cell of the baseline, and FDM's."""
     of_kind = dict[str, dict[str, str]]()
     for name, cell in profile.cells.items():
-        kind = "nothing" if cell.given is None else "shift" if cell.given.shift else "estimate"
-        of_kind.setdefault(kind, {}).setdefault(cell.kernel, name)
+        of_kind.setdefault(given(cell), {}).setdefault(cell.kernel, name)
     return [(kind, both["baseline"], both["fdm"]) for kind, both in of_kind.items() if len(both) == 2]
 
 
@@ -159,7 +158,7 @@ def _against(
 
 
 def pictures(profile: Profile) -> dict[str, dict[str, Tensor]]:
-    """The restorations on record of some images, by cell; see `restoration.pictures`."""
+    """The restorations on record of some images, by cell; see `restoration.compare`."""
     return {cell: load_file(profile.restored(cell).with_suffix(".safetensors")) for cell in profile.cells}
 
 
@@ -175,7 +174,7 @@ def linear_gaussian(starts: list[float], known: float = 1.3, n: int = 20_000, st
     axes, spreads = torch.tensor([[[a, a], [a, -a]]]), torch.tensor([[1 + covariance, 1 - covariance]]).sqrt()
     D = Mixture(torch.ones(1), torch.zeros(1, 1, 1, 2), torch.zeros(1), axes=axes, spreads=spreads)
     A = Inpainting((1, 1, 2), mask=torch.tensor([[[1.0, 0.0]]], dtype=torch.float64))
-    seen = Seen(A, 1.0, torch.tensor([known, 0.0], dtype=torch.float64).expand(n, 1, 1, 2), 0.0)
+    measurement = Measurement(A, 1.0, torch.tensor([known, 0.0], dtype=torch.float64).expand(n, 1, 1, 2), 0.0)
 
     def noise(step: int) -> Tensor:
         generator = torch.Generator().manual_seed(1 + step % 100_003)
@@ -187,7 +186,7 @@ def linear_gaussian(starts: list[float], known: float = 1.3, n: int = 20_000, st
         for start in (-2.0, 2.0):
             x = torch.tensor([known, start], dtype=torch.float64) + sigma_0 * noise(2**20)
             grid = Geometric(0.01, sigma_0, to_zero=True)
-            *_, x = ccdf.walk(D, SAMPLERS["ddim"], x, seen, grid, steps + 1, noise, eta=1.0)
+            *_, x = ccdf.walk(D, SAMPLERS["ddim"], x, measurement, grid, steps + 1, noise, eta=1.0)
             ends.append(x[..., 1])
         left = float((ends[1] - ends[0]).mean()) / 4
         out.append({"sigma_0": f"{sigma_0:g}", "mean": float(ends[0].mean()), "deviation": float(ends[0].std()),

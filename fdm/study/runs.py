@@ -96,6 +96,19 @@ def _unchanged() -> None:
         )
 
 
+@contextlib.contextmanager
+def _as_imported(*memories: Path) -> Iterator[None]:
+    """Compute with the source as it was imported; what is remembered in the meantime goes where it has changed."""
+    _unchanged()
+    yield
+    try:
+        _unchanged()
+    except FdmError:
+        for memory in memories:
+            memory.unlink(missing_ok=True)
+        raise
+
+
 def each(
     profile: Profile,
     runs: Iterable[str],
@@ -405,18 +418,12 @@ class Measured(NamedTuple):
 
 def _score(profile: Profile, run: str, advance: Advance) -> Measured:
     dataset, device = dataset_of(profile), processes.device()
-    _unchanged()
     wanted = expected(profile, run, dataset)
-    measured = Measured(
-        measure.evaluate(profile, run, dataset, wanted, device, advance),
-        errors.measure(profile, run, dataset, wanted, device, advance),
-    )
-    try:
-        _unchanged()
-    except FdmError:
-        for memory in (profile.scores(run), profile.errors(run)):
-            memory.unlink(missing_ok=True)
-        raise
+    with _as_imported(profile.scores(run), profile.errors(run)):
+        measured = Measured(
+            measure.evaluate(profile, run, dataset, wanted, device, advance),
+            errors.measure(profile, run, dataset, wanted, device, advance),
+        )
     if run in _shown(profile):
         measure.pictures(profile, run, dataset, _pictures_here(profile, run), device)
     return measured
@@ -517,20 +524,14 @@ def _put_on_record(
 
 def _restore(profile: Profile, cell: str, advance: Advance) -> pd.DataFrame:
     dataset, device = dataset_of(profile), processes.device()
-    _unchanged()
     if cell == restoration.ESTIMATE:
-        return restoration.estimates(profile, dataset, device)
+        with _as_imported():
+            return restoration.estimates(profile, dataset, device)
     of = functools.partial(expected, profile, dataset=dataset)
-    found = restoration.compare(profile, cell, dataset, of, device, advance)
-    images = restoration.pictures(profile, cell, dataset, of, device)
+    with _as_imported(*(restoration.memory(profile, run) for run in profile.runs_of(cell))):
+        found, images = restoration.compare(profile, cell, dataset, of, device, advance)
     place = profile.here / "restoration" / f"{cell}{PICTURES}"
     replace(place, functools.partial(save_file, images))
-    try:
-        _unchanged()
-    except FdmError:
-        for run in profile.runs_of(cell):
-            restoration.memory(profile, run).unlink(missing_ok=True)
-        raise
     return found
 
 
@@ -571,19 +572,13 @@ def _require_heads(profile: Profile, run: str) -> None:
 
 def _compare(profile: Profile, cell: str, advance: Advance) -> pd.DataFrame:
     dataset, device = dataset_of(profile), processes.device()
-    _unchanged()
     if cell == systems.FLOOR:
-        return systems.floor(profile, dataset, device)
+        with _as_imported():
+            return systems.floor(profile, dataset, device)
     for run in profile.runs_of(cell):
         _require_heads(profile, run)
-    found = systems.compare(profile, cell, dataset, lambda run: expected(profile, run, dataset), device, advance)
-    try:
-        _unchanged()
-    except FdmError:
-        for run in profile.runs_of(cell):
-            systems.memory(profile, run).unlink(missing_ok=True)
-        raise
-    return found
+    with _as_imported(*(systems.memory(profile, run) for run in profile.runs_of(cell))):
+        return systems.compare(profile, cell, dataset, lambda run: expected(profile, run, dataset), device, advance)
 
 
 TRAINED = 3  # evaluations of a network that cost as much as training it on an image

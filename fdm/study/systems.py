@@ -43,6 +43,12 @@ Options = tuple[tuple[str, float | str], ...]
 Best = dict[tuple[str, int], Options]
 
 
+def text_of(options: Options) -> str:
+    """Options as a table has them."""
+    told = (f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in options)
+    return ", ".join(told)
+
+
 class Sampling(NamedTuple):
     """One set of samples: of `part` tuning, systems or crossed. Or what some networks say besides: their second and
     third moments, of `part` moments, and the process that was learned with them, of `part` process."""
@@ -53,12 +59,6 @@ class Sampling(NamedTuple):
     options: Options  # its grid, and a last step to zero, among them
     nfe: int
     block: int
-
-    @property
-    def text(self) -> str:
-        """The options as a table has them."""
-        told = (f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in self.options)
-        return ", ".join(told)
 
 
 def possible(sampler: str, nfe: int, options: Options = ()) -> bool:
@@ -185,16 +185,15 @@ def _pairs(found: Tensor) -> float:
 class Counted:
     """A denoiser that counts how often it is asked: the evaluations of a table are these, and nobody's formula."""
 
-    condition = None
-
     def __init__(self, denoiser: Denoise) -> None:
         self.denoiser, self.calls = denoiser, 0
         self.shape, self.classes, self.sigma_range = denoiser.shape, denoiser.classes, denoiser.sigma_range
+        self.condition = denoiser.condition
 
-    def __call__(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
-        """D(x; sigma) of the denoiser."""
+    def __call__(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None, **more: Any) -> Tensor:
+        """D(x; sigma) of the denoiser, with what it is given besides."""
         self.calls += 1
-        return self.denoiser(x, sigma, class_labels)
+        return self.denoiser(x, sigma, class_labels, **more)
 
     def __getattr__(self, name: str) -> Any:
         """What some denoisers know besides, such as `cumulants`, which costs an evaluation as well."""
@@ -271,7 +270,7 @@ class Bench:
         if what.part == "moments":
             sigma = float(dict(what.options)["sigma"])
             found = heads.witness(self.headed(what)[0], self.dataset, sigma, self.device)
-            rest = what._asdict() | {"options": what.text, "n": heads.WITNESSES}
+            rest = what._asdict() | {"options": text_of(what.options), "n": heads.WITNESSES}
             return [rest | {"quantity": quantity, "value": value} for quantity, value in found.items()]
         began, counted = time.perf_counter(), Counted(self.headed(what)[0])
         x = self.end(counted, self.seeds(what.block), what.sampler, what.nfe, what.options)
@@ -283,7 +282,7 @@ class Bench:
         if what.part != "crossed":
             _, labels = generation.draw_latents(self.seeds(what.block), self.denoiser.shape, self.denoiser.classes)
             found |= judge.scores(to_uint8(x), labels if self.denoiser.classes else None, what.part == "tuning")
-        row = what._asdict() | {"options": what.text, "nfe": counted.calls, "n": len(x)}
+        row = what._asdict() | {"options": text_of(what.options), "nfe": counted.calls, "n": len(x)}
         return [row | {"quantity": quantity, "value": value} for quantity, value in found.items()]
 
 

@@ -101,7 +101,7 @@ TASKS: dict[str, Task] = {
 }
 
 
-class Seen(NamedTuple):
+class Measurement(NamedTuple):
     """Measurements y of images, and all that is known of how they came about."""
 
     physics: Any
@@ -132,7 +132,7 @@ class Seen(NamedTuple):
         return (self.project(x.double()) - self.estimate).square().mean(dim=(1, 2, 3)).sqrt()
 
 
-def see(task: str, images: Tensor, noise: float, seeds: range) -> Seen:
+def measure(task: str, images: Tensor, noise: float, seeds: range) -> Measurement:
     """Measure images (N, C, H, W) in [-1, 1] with noise of that standard deviation, each by its seed."""
     kind = TASKS[task]
     physics = kind.physics(tuple(images.shape[1:]), seeds)  # type: ignore[arg-type]
@@ -143,4 +143,4 @@ def see(task: str, images: Tensor, noise: float, seeds: range) -> Seen:
     ])  # fmt: skip
     # Where nothing is measured there is no noise either.
     known = physics.A(physics.A_adjoint(unit.reshape(y.shape))) / kind.gain
-    return Seen(physics, kind.gain, y + noise * known, noise)
+    return Measurement(physics, kind.gain, y + noise * known, noise)

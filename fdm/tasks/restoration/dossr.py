@@ -15,7 +15,7 @@ from fdm.samplers.contract import Noise
 from fdm.samplers.er_sde import er_sde
 from fdm.samplers.noise import UnitNoise
 from fdm.tasks.generation import draw_latents
-from fdm.tasks.physics import Seen
+from fdm.tasks.physics import Measurement
 
 
 def walk(
@@ -42,10 +42,10 @@ def walk(
 
 
 def restore(
-    denoiser: Denoise, seen: Seen, nfe: int, seeds: range, order: float = 1, slope: str = "published"
+    denoiser: Denoise, measurement: Measurement, nfe: int, seeds: range, order: float = 1, slope: str = "published"
 ) -> Tensor:
     """Restorations, float64 (N, C, H, W), in `nfe` evaluations of a denoiser that was trained with the shift."""
-    estimate = seen.estimate
+    estimate = measurement.estimate
     z, _ = draw_latents(seeds, denoiser.shape, 0)
     noise = UnitNoise(seeds, denoiser.shape, str(estimate.device))
 

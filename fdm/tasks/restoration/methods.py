@@ -15,8 +15,8 @@ WALKED = tuple(name for name in SAMPLERS if name != "gms")  # which asks for mom
 class Restorer(NamedTuple):
     """An entry of the registry.
 
-    `restore(denoiser, seen, nfe, seeds, **options)` gives restorations, float64 (N, C, H, W), of what was measured of
-    images, in `nfe` evaluations; all that is random is by `seeds`.
+    `restore(denoiser, measurement, nfe, seeds, **options)` gives restorations, float64 (N, C, H, W), in `nfe`
+    evaluations; all that is random is by `seeds`. It raises ValueError for a number that it cannot make.
     """
 
     label: str  # for tables and figures

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fdm.files import digest
 from fdm.model.denoiser import Denoise
 from fdm.tasks.generation import noise_range
-from fdm.tasks.physics import Seen
+from fdm.tasks.physics import Measurement
 
 
 class _Unit(nn.Module):
@@ -31,14 +31,14 @@ class _Unit(nn.Module):
 
 
 @contextlib.contextmanager
-def _in_unit(seen: Seen) -> Iterator[tuple[Any, Tensor, Tensor]]:
+def _in_unit(measurement: Measurement) -> Iterator[tuple[Any, Tensor, Tensor]]:
     """deepinv's physics, measurement and estimate of images in [0, 1], float32: A((x + 1) / 2) = (A x + A 1) / 2."""
     from deepinv.physics import GaussianNoise
 
-    estimate = seen.estimate
-    y = (seen.y + seen.physics.A(torch.ones_like(estimate))) / 2
-    before, physics = seen.physics.noise_model, seen.physics.float()
-    physics.noise_model = GaussianNoise(seen.noise / 2)
+    estimate = measurement.estimate
+    y = (measurement.y + measurement.physics.A(torch.ones_like(estimate))) / 2
+    before, physics = measurement.physics.noise_model, measurement.physics.float()
+    physics.noise_model = GaussianNoise(measurement.noise / 2)
     try:
         yield physics, y.float(), (estimate.float() + 1) / 2
     finally:
@@ -50,27 +50,29 @@ def _seed(seeds: range) -> int:
     return int(digest(["posterior", seeds.start, seeds.stop]), 16)
 
 
-def dps(denoiser: Denoise, seen: Seen, nfe: int, seeds: range, weight: float = 1.0) -> Tensor:
+def dps(denoiser: Denoise, measurement: Measurement, nfe: int, seeds: range, weight: float = 1.0) -> Tensor:
     """Restorations, float64 (N, C, H, W), by guiding DDPM with the gradient of the residual, `nfe` steps.
 
     Each evaluation is followed by a pass back, which costs about two more.
     """
     from deepinv.sampling import DPS
 
-    generator = torch.Generator(seen.y.device).manual_seed(_seed(seeds))
-    with torch.enable_grad(), _in_unit(seen) as (physics, y, _):
+    generator = torch.Generator(measurement.y.device).manual_seed(_seed(seeds))
+    with torch.enable_grad(), _in_unit(measurement) as (physics, y, _):
         model = DPS(_Unit(denoiser), num_steps=nfe + 1, weight=weight, device=y.device, rng=generator)
         x = model(y.clone(), physics)
     return 2 * x.detach().double() - 1
 
 
-def diffpir(denoiser: Denoise, seen: Seen, nfe: int, seeds: range, lambda_: float = 7.0, zeta: float = 0.3) -> Tensor:
+def diffpir(
+    denoiser: Denoise, measurement: Measurement, nfe: int, seeds: range, lambda_: float = 7.0, zeta: float = 0.3
+) -> Tensor:
     """Restorations, float64 (N, C, H, W), by a proximal step of the measurement at each of `nfe` levels."""
     from deepinv.optim.data_fidelity import L2
     from deepinv.sampling import DiffPIR
 
-    with torch.random.fork_rng(devices=[]), _in_unit(seen) as (physics, y, estimate):
+    with torch.random.fork_rng(devices=[]), _in_unit(measurement) as (physics, y, estimate):
         torch.manual_seed(_seed(seeds))
-        model = DiffPIR(_Unit(denoiser), L2(), seen.noise / 2, nfe, zeta, lambda_, device=y.device)
+        model = DiffPIR(_Unit(denoiser), L2(), measurement.noise / 2, nfe, zeta, lambda_, device=y.device)
         x = model(y, physics, x_init=estimate)
     return 2 * x.detach().double() - 1

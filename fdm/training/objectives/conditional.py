@@ -47,9 +47,9 @@ def estimated(given: GivenParams, images: Tensor, unit_noise: Tensor) -> Tensor:
     """The estimate from a measurement of images (N, C, H, W) in [-1, 1], with noise from `unit_noise`; float32."""
     kind = physics.TASKS[given.task]
     A = kind.physics(tuple(images.shape[1:]), range(0)).to(images.device)  # type: ignore[arg-type]
-    seen = physics.Seen(A, kind.gain, images, given.noise)
+    measurement = physics.Measurement(A, kind.gain, images, given.noise)
     # Unit noise that is projected is the measurement's but for its level.
-    return seen.project(images.double() + seen.level * unit_noise.double()).float()
+    return measurement.project(images.double() + measurement.level * unit_noise.double()).float()
 
 
 class Conditional(Denoising):
