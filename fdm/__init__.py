@@ -48,7 +48,8 @@ def sample(
     """Samples from the latents of the seeds `seed` to `seed + n - 1`, uint8 (n, C, H, W), in `nfe` evaluations each.
 
     `options` are the sampler's, such as `eta` of ddim. A conditional network draws the class from the seed as well.
-    Raises FdmError for an unknown sampler or option, or a number of evaluations that the sampler cannot make.
+    Raises FdmError for an unknown sampler or option, one that is not for this network, or a number of evaluations that
+    the sampler cannot make.
     """
     import torch
 
@@ -60,6 +61,8 @@ def sample(
         raise FdmError(f"There is no sampler named {sampler}; there are: {', '.join(SAMPLERS)}.")
     if n < 1 or nfe < 1 or not 0 <= seed < 2**62:
         raise FdmError(f"n is {n}, nfe {nfe} and seed {seed}; allowed are n from 1, nfe from 1 and seed from 0 up.")
+    if SAMPLERS[sampler].flows and hasattr(denoiser, "generated"):
+        raise FdmError("This network draws clean images and is no denoiser; sample it with siddm.")
     try:
         SAMPLERS[sampler].check(options)
     except ValueError as error:

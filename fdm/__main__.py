@@ -11,7 +11,7 @@ from fdm.study import profiles
 from fdm.study.profiles import Profile
 
 NOTEBOOKS = ["01_kernel", "02_train", "03_evaluate", "04_tables", "05_evidence", "06_published_code", "07_systems",
-             "08_restoration"]  # fmt: skip
+             "08_restoration", "09_few_steps"]  # fmt: skip
 
 
 def check(profile: Profile, args: argparse.Namespace) -> None:

@@ -101,6 +101,28 @@ class GivenParams(Strict):
     shift: bool  # whether the clean image in x moves to the estimate as noise grows, as DoSSR has it
 
 
+class FewStepsParams(Strict):
+    """How a network is trained further so that few evaluations are enough."""
+
+    # mmd: MMD-DDM; siddm: as its paper has it; siddm toy, siddm ufo: as its two released codes have it; ddgan: a plain
+    # denoising diffusion GAN.
+    objective: Literal["mmd", "siddm", "siddm toy", "siddm ufo", "ddgan"]
+    steps: Count  # evaluations that it is trained for
+    # Of mmd: the space of features in which samples are compared, which must not be the one that scores.
+    features: Literal["classifier", "efficientnet-lite0"] | None = None
+
+    @property
+    def adversarial(self) -> bool:
+        """Whether a discriminator is trained beside the network, which becomes a generator."""
+        return self.objective != "mmd"
+
+    @model_validator(mode="after")
+    def _belongs(self) -> "FewStepsParams":
+        if (self.features is None) != self.adversarial:
+            raise ValueError("few_steps.features belongs to the objective mmd, and to no other")
+        return self
+
+
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
@@ -127,19 +149,31 @@ class CellParams(Strict):
     warmup_steps: Annotated[int, Field(ge=0)] = 0  # optimiser steps of loss-weight warm-up; 0 is none
     variant: Variant | None = None
     given: GivenParams | None = None  # what the network sees besides x
-    # Where a run's network or learning rate differs from the profile's.
+    # Where a run's network differs from the profile's, or its training.
     channel_mult: list[Count] | None = None
     model_channels: Annotated[int, Field(ge=8, multiple_of=8)] | None = None
     lr: Positive | None = None
+    budget_kimg: Positive | None = None
+    batch: Count | None = None
+    ema_halflife_kimg: Positive | None = None
+    ema_ramp: Positive | None = None
+    few_steps: FewStepsParams | None = None
     start: str | None = None
     checkpoint: CheckpointParams | None = None
     seeds: Annotated[list[Seed], Field(min_length=1)] | None = None  # where they are others than the profile's
+
+    @property
+    def generates(self) -> bool:
+        """Whether its networks draw clean images, and are no denoisers."""
+        return self.few_steps is not None and self.few_steps.adversarial
 
     @model_validator(mode="after")
     def _belongs(self) -> "CellParams":
         for key, source in (("start", "finetune"), ("checkpoint", "fetch")):
             if (getattr(self, key) is None) != (self.source != source):
                 raise ValueError(f"{key} belongs to a cell with source: {source}, and to no other")
+        if self.few_steps and self.source != "finetune":
+            raise ValueError("few_steps belongs to a cell with source: finetune, and to no other")
         return self
 
 

@@ -258,10 +258,11 @@ def test_what_is_loaded_with_a_closure_is_in_it_or_chooses_and_computes_nothing(
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = {each.removeprefix("fdm.") for each in done.stdout.split()}
     allowed = closure.modules(*closure.CLOSURES[name]).keys() | {m for m in SOURCE if SOURCE[m].stem == "__init__"}
-    for other in ("joint", "conditional"):  # which only networks of that kind compute with
+    for other in ("joint", "conditional", "few-steps"):  # which only networks of that kind compute with
         allowed |= closure.modules(*closure.CLOSURES[other]).keys()
+    allowed |= {module for module in SOURCE if room(module) == "samplers"}
     if name != "training":
-        allowed |= {"study.profiles", "study.closure"} | {module for module in SOURCE if room(module) == "samplers"}
+        allowed |= {"study.profiles", "study.closure"}
     assert module in loaded
     assert loaded <= allowed
 
@@ -282,45 +283,53 @@ def digests(study: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 
 EVERY_SAMPLER = {closure.of_sampler(name) for name in SAMPLERS}
+EVERY_CLOSURE = {*closure.CLOSURES}
+FEW = {"few-steps", "toy"}
 
 
 @pytest.mark.parametrize(
     ("file", "changed"),
     [
-        ("training/objectives/denoising.py", {"training", "joint", "conditional"}),
+        ("training/objectives/denoising.py", {"training", "joint", "conditional", "few-steps"}),
         ("training/loop.py", {"training"}),
-        ("training/processes.py", {"training", "scoring", "errors", "systems", "joint", "conditional", "restoration"}),
+        ("training/processes.py", EVERY_CLOSURE - {"heads"}),
         ("training/heads.py", {"heads"}),
+        ("training/objectives/adversarial.py", FEW),
+        ("training/objectives/discrepancy.py", {"few-steps"}),
+        ("model/generator.py", {"few-steps"}),
+        ("process/ladder.py", FEW | {"samplers.siddm"}),
+        ("metrics/discrepancy.py", FEW),
+        ("study/grid_toy.py", {"toy"}),
         ("training/objectives/hybrid.py", {"joint"}),
         ("model/moments.py", {"heads"}),
         ("model/joint.py", {"joint"}),
         (
             "process/joint.py",
-            {"training", "scoring", "errors", "systems", "heads", "joint", "conditional", "restoration"},
+            EVERY_CLOSURE,
         ),
         (
             "process/momentum.py",
-            {"training", "scoring", "errors", "systems", "heads", "joint", "conditional", "restoration"},
+            EVERY_CLOSURE,
         ),
         ("process/multivariate.py", {"joint", "samplers.multivariate"}),
-        ("model/unet.py", {"training", "scoring", "errors", "systems", "heads", "joint", "conditional", "restoration"}),
-        ("params.py", {"training", "scoring", "errors", "systems", "heads", "joint", "conditional", "restoration"}),
-        ("files.py", {"training", "scoring", "errors", "systems", "heads", "joint", "conditional", "restoration"}),
-        ("metrics/distances.py", {"scoring", "systems", "restoration"}),
+        ("model/unet.py", EVERY_CLOSURE),
+        ("params.py", EVERY_CLOSURE),
+        ("files.py", EVERY_CLOSURE),
+        ("metrics/distances.py", {"scoring", "systems", "restoration", "toy"}),
         ("metrics/classifier.py", {"scoring", "systems", "restoration"}),
         ("study/measure.py", {"scoring"}),
         ("study/errors.py", {"errors"}),
         ("study/systems.py", {"systems", "restoration"}),
-        ("metrics/learned.py", {"systems", "restoration"}),
+        ("metrics/learned.py", {"systems", "restoration", "few-steps"}),
         ("study/standings.py", set()),
         ("study/networks.py", {"scoring", "errors", "systems", "heads", "restoration"}),
         ("study/heads.py", {"heads"}),
         ("tasks/denoising.py", {"errors"}),
         ("tasks/gradients.py", {"errors"}),
-        ("tasks/generation.py", {"scoring", "errors", "systems", "heads", "restoration"}),
-        ("samplers/grids.py", EVERY_SAMPLER | {"restoration"}),
+        ("tasks/generation.py", {"scoring", "errors", "systems", "heads", "restoration", *FEW}),
+        ("samplers/grids.py", EVERY_SAMPLER | {"restoration", "few-steps"}),
         ("samplers/vp_grids.py", set()),
-        ("samplers/contract.py", EVERY_SAMPLER | {"restoration"}),
+        ("samplers/contract.py", EVERY_SAMPLER | {"restoration", "few-steps"}),
         ("samplers/heun.py", {"samplers.heun"}),
         ("samplers/pndm.py", {"samplers.pndm"}),
         ("study/profiles.py", set()),
@@ -494,6 +503,11 @@ def test_a_bad_cell_stops_with_one_sentence(study, capsys, name, cell, sentence)
         ({"nfe": [5], "sampler": "euler"}, ": sampler 'euler' is not known; there are heun, dpm-solver++, ddim, "),
         ({"nfe": [5], "grid": "linear"}, ": grid 'linear' is not known; there are karras, log-snr, log-snr-float32"),
         ({"nfe": [5], "sigma_max": [-1.0]}, ".0.sigma_max.0: -1.0 is not allowed; input should be greater than 0"),
+        (
+            {"nfe": [4], "sampler": "siddm", "sigma_max": [10.0]},
+            ", siddm: sigma_max is not allowed; a generator draws from the level that it was trained for",
+        ),
+        ({"nfe": [5], "sampler": "ddim", "grid": "ladder", "to_zero": False}, ", ddim: the ladder ends at zero noise"),
         ({"nfe": [5], "cells": ["edm"]}, ": there is no cell named edm"),
         ({"nfe": [5], "samples": 300}, ", heun: samples is no option of Heun; it has S_churn, S_min, S_max, S_noise"),
     ],

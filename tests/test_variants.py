@@ -214,12 +214,11 @@ def test_a_variant_is_part_of_what_names_a_training_and_comes_back_with_its_chec
 def test_a_cell_may_have_its_own_rate_and_width(smoke, digits):
     own = {"lr": 1e-4, "model_channels": 16}
     profile = change(Path(smoke.params_file), **cells(None, **own))
-    run = profile.run("edm-baseline-0")
-    assert runs.parameters(profile, run).lr == 1e-4
+    assert profile.parameters("edm-baseline-0").lr == 1e-4
     description = runs.specify(profile, "edm-baseline-0", digits)
     assert description["training"]["lr"] == 1e-4
     assert description["network"]["model_channels"] == 16
-    assert runs.parameters(smoke, smoke.run("edm-fdm-0")).lr == smoke.training.lr
+    assert smoke.parameters("edm-fdm-0").lr == smoke.training.lr
 
 
 def test_the_cells_of_the_evidence_have_every_variant():

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from fdm.files import FdmError, hash_of, replace
 from fdm.model.conditional import ConditionalDenoiser
 from fdm.model.denoiser import Denoiser
+from fdm.model.generator import Generator
 from fdm.model.joint import JointDenoiser
 from fdm.model.unet import UNet
 from fdm.process.joint import JOINT
@@ -21,7 +22,8 @@ def build(description: dict[str, Any]) -> Denoiser:
     """A denoiser with fresh weights from its description: `network` are UNet's arguments, `denoiser` the denoiser's."""
     if description["denoiser"]["framework"] in JOINT:
         return JointDenoiser(UNet(**description["network"]), **description["denoiser"])
-    of = ConditionalDenoiser if "given" in description["denoiser"] else Denoiser
+    about = description["denoiser"]
+    of = ConditionalDenoiser if "given" in about else Generator if "steps" in about else Denoiser
     return of(UNet(**description["network"]), **description["denoiser"])
 
 

@@ -264,13 +264,20 @@ class UNet(nn.Module):
 
         Missing augmentation labels mean an image as it was; missing class labels mean no class.
         """
+        emb = self.embed(noise_labels, class_labels, augment_labels)
+        return self.decode(self.encode(x, emb), emb)
+
+    def embed(self, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None) -> Tensor:
+        """What all blocks are told besides x, (N, 4 model_channels)."""
         emb = self.map_noise(noise_labels)
         if self.map_label is not None and class_labels is not None:
             emb = emb + self.map_label(class_labels * math.sqrt(self.label_dim))
         if self.map_augment is not None and augment_labels is not None:
             emb = emb + self.map_augment(augment_labels)
-        emb = F.silu(self.map_layer1(F.silu(self.map_layer0(emb))))
+        return F.silu(self.map_layer1(F.silu(self.map_layer0(emb))))
 
+    def encode(self, x: Tensor, emb: Tensor) -> list[Tensor]:
+        """What the encoder makes of x, level by level; the last, (N, c, h, w), is the coarsest."""
         aux, skips = x, list[Tensor]()
         for layer in self.enc.values():
             if isinstance(layer, UNetBlock):
@@ -281,6 +288,11 @@ class UNet(nn.Module):
             else:
                 x = layer(x)
             skips.append(x)
+        return skips
+
+    def decode(self, skips: list[Tensor], emb: Tensor) -> Tensor:
+        """The output, of the shape of x, from what the encoder made, which it uses up."""
+        x = skips[-1]
         for layer in self.dec.values():
             if isinstance(layer, UNetBlock):
                 x = layer(torch.cat([x, skips.pop()], dim=1) if layer.cin != x.shape[1] else x, emb)

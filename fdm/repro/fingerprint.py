@@ -31,6 +31,7 @@ from fdm.files import digest, relative, write_json
 from fdm.metrics import distances, features
 from fdm.model import checkpoints, oracle
 from fdm.model.denoiser import Denoise, Denoiser
+from fdm.model.generator import Generator
 from fdm.params import SNAPSHOTS, snapshot_name
 from fdm.process.joint import JOINT
 from fdm.samplers import SAMPLERS
@@ -74,7 +75,20 @@ GIVEN = {
     "edm-fdm-shifted": {"framework": "edm", "kernel": "fdm", "multiplier": 2.0, "warmup_steps": 4,
                         "given": {"task": "sr4", "noise": 0.1, "shift": True}},
 }  # fmt: skip
-PARTS = ("training", "joint", "conditional", "sampler", "scoring", "errors", "heads", "systems", "restoration")
+# Networks that become able to draw in few steps, by every objective.
+FEW: dict[str, dict[str, Any]] = {
+    "edm-baseline": {"framework": "edm", "kernel": "baseline"},
+    "edm-baseline-mmd": {"few_steps": {"objective": "mmd", "steps": 2, "features": "classifier"}, "batch": 16},
+    "edm-baseline-siddm": {"few_steps": {"objective": "siddm", "steps": 2}, "budget_kimg": 2 * STEPS * BATCH / 1000},
+    "edm-baseline-toy": {"few_steps": {"objective": "siddm toy", "steps": 3}},
+    "edm-baseline-ufo": {"few_steps": {"objective": "siddm ufo", "steps": 2}},
+    "edm-baseline-ddgan": {"few_steps": {"objective": "ddgan", "steps": 2}},
+}
+for _cell, _values in FEW.items():
+    if "few_steps" in _values:
+        _values |= {"framework": "edm", "kernel": "baseline", "source": "finetune", "start": "edm-baseline"}
+PARTS = ("training", "joint", "conditional", "few-steps", "sampler", "scoring", "errors", "heads", "systems",
+         "restoration")  # fmt: skip
 SCORED = ("vp-fdm", "edm-baseline", "edm-baseline-exact")
 
 
@@ -131,14 +145,16 @@ class _Interrupted(Exception):
 def _of_training(folder: Path, digits: Dataset, known: Dataset, part: str) -> Iterator[tuple[str, str]]:
     """Weights at every snapshot and the losses; with augmentation, dropout and accumulation also of a resumed run.
 
-    Of the part `joint` those of networks that see a velocity, of `conditional` those that are given an estimate, and of
-    the part `training` those of all others.
+    Of the part `joint` those of networks that see a velocity, of `conditional` those that are given an estimate, of
+    `few-steps` those that draw in few, and of the part `training` those of all others.
     """
     trained = [
         ("plain", probe(), digits), ("augmented", probe(0.5, 0.1, 2), digits), ("fresh", probe(variants=True), known),
     ]  # fmt: skip
     if part == "conditional":
         trained = [("given", probe(chosen=GIVEN), digits)]
+    if part == "few-steps":
+        trained = [("few", probe(chosen=FEW), digits), ("untold", probe(chosen=FEW, conditional=False), digits)]
     for variant, profile, dataset in trained:
         chosen = [name for name, run in profile.trained.items() if (run.framework in JOINT) == (part == "joint")]
         for name in chosen:
@@ -256,6 +272,8 @@ def _of_samplers(dataset: Dataset, known: Dataset) -> Iterator[tuple[str, str]]:
         network = _denoiser(profile, f"{cell}-0", dataset)
         for name, entry in SAMPLERS.items():
             denoiser: Denoise = network
+            if not entry.flows:  # which asks for what a generator draws
+                continue
             if name == "gms":  # which asks for moments besides D
                 assert known.mixture is not None
                 denoiser = copy.copy(known.mixture)
@@ -277,8 +295,12 @@ def _of_samplers(dataset: Dataset, known: Dataset) -> Iterator[tuple[str, str]]:
                     path = list(generation.trajectory(denoiser, seeds, name, 7, **{**others, option: value}))
                     told = value if isinstance(value, str) else f"{value:g}"
                     yield f"sampler {name}: {cell} {option} {told}", hash_of(*path)
+    for cell in (cell for cell, about in FEW.items() if "few_steps" in about and cell != "edm-baseline-mmd"):
+        drawing = _denoiser(probe(chosen=FEW), f"{cell}-0", dataset)
+        assert isinstance(drawing, Generator)
+        yield f"sampler siddm: {cell}", hash_of(*generation.trajectory(drawing, seeds, "siddm", drawing.steps))
     for grid in generation.GRIDS:
-        path = list(generation.trajectory(network, seeds, "ddim", 5, grid=grid, to_zero=False))
+        path = list(generation.trajectory(network, seeds, "ddim", 5, grid=grid, to_zero=grid == "ladder"))
         yield f"sampler ddim: grid {grid}", hash_of(*path)
 
 
@@ -510,6 +532,8 @@ def fingerprint(only: Sequence[str] = PARTS) -> dict[str, str]:
             out |= dict(_of_joint(folder, dataset, known))
         if "conditional" in only:
             out |= dict(_of_conditional(folder, dataset, known))
+        if "few-steps" in only:
+            out |= dict(_of_training(folder, dataset, known, "few-steps"))
         if "sampler" in only:
             out |= dict(_of_samplers(dataset, known))
         if "scoring" in only:

@@ -32,12 +32,18 @@ REFERENCE = ("extractor", "reference", "samples", "batch")  # parameters of the 
 HEAD = "# Written by python -m fdm pipeline from the table of stages in fdm/repro/pipeline.py; a test checks it.\n"
 
 
+def few(profile: Profile) -> bool:
+    """Whether a profile trains networks for few steps, and compares them."""
+    return bool(profile.evaluation.systems) and any(cell.few_steps for cell in profile.cells.values())
+
+
 def books(profile: Profile) -> list[str]:
     """The notebooks of a profile, in the order of their stages."""
     first = ["01_kernel", "06_published_code"] if profile.conclusions == "04_tables" else []
     last = [
         *([profile.conclusions] if profile.conclusions else []),
-        *(["07_systems"] if profile.evaluation.systems else []),
+        *(["07_systems"] if profile.evaluation.systems and profile.evaluation.systems.crossed else []),
+        *(["09_few_steps"] if few(profile) else []),
         *(["08_restoration"] if profile.evaluation.restoration else []),
     ]
     return [*first, *(["02_train"] if profile.trained else []), "03_evaluate", *last]
@@ -59,8 +65,10 @@ def code(profile: Profile, stage: str) -> str:
         names += _behind(used)
     if stage == "systems" and par.systems:
         used = [(each.sampler, each.grid) for each in par.systems.systems]
+        names += ["toy"] * any(cell.generates for cell in profile.cells.values())
         crossed = par.systems.crossed
-        names += _behind([*used, *itertools.product(crossed.samplers, crossed.grids), (systems.CONVERGED[0], None)])
+        pairs = itertools.product(crossed.samplers, crossed.grids) if crossed else []
+        names += _behind([*used, *pairs, (systems.CONVERGED[0], None)])
     if stage == "restoration" and par.restoration:
         options = [dict(each.model_extra or {}) for each in par.restoration.systems if each.method == "ccdf"]
         names += _behind([(str(each.get("sampler", ccdf.SAMPLER)), each.get("grid")) for each in options])
@@ -95,6 +103,8 @@ def stages(profile: Profile) -> dict[str, dict[str, Any]]:
     dataset, checkpoints, features = f"{build}/dataset.safetensors", f"{build}/checkpoints", f"{build}/reference"
     heads = bool(profile.evaluation.systems and profile.evaluation.systems.heads)
     measured = [f"{results}/calibration.csv", f"{results}/runs", "results/published"]
+    # Of the profiles beside it the provenance, which names what was measured and is no stage's: none is run for it.
+    beside = [f"results/{each}/provenance" for each in profile.beside]
     figures, networks = f"{results}/figures", [f"{results}/networks"] if profile.keep_networks else []
     every = {
         "kernel": notebook("The momentum process and its critically damped solution.", "01_kernel", [], [],
@@ -129,23 +139,28 @@ def stages(profile: Profile) -> dict[str, dict[str, Any]]:
                              ["dataset", "evaluation", *models],
                              [f"{results}/restored", f"{figures}/08_restoration"]),
         "standings": notebook("What else makes sampling fast: the systems side by side.", "07_systems",
-                              [f"{results}/systems", f"{results}/runs"], ["dataset", "evaluation", *models],
+                              [f"{results}/systems", f"{results}/runs", *beside],
+                              ["dataset", "evaluation", *(["beside"] if beside else []), *models],
                               [f"{results}/standings", f"{figures}/07_systems"]),
+        "few-steps": notebook("Few steps by training: MMD-DDM and SIDDM beside what they start from.", "09_few_steps",
+                              [f"{results}/systems", f"{results}/runs", f"{results}/training"],
+                              ["dataset", "training", "evaluation", *models],
+                              [f"{results}/few-steps", f"{figures}/09_few_steps"]),
         "tables": notebook("The paper's tables 1 to 3, figures and verdicts, from the measurements.", "04_tables",
                            [*measured, *([f"{results}/training"] if profile.trained else [])],
                            ["dataset", "evaluation", *models],
                            [f"{results}/measurements.csv", f"{results}/tables", f"{results}/claims.json",
                             f"{figures}/04_tables", f"{results}/metrics.json", f"{results}/plots"]),
-        # Of the profiles beside it the provenance, which names what was measured and is no stage's: none is run for it.
         "evidence": notebook("The evidence: verdicts, findings, the report.", "05_evidence",
                              ["notebooks/05_report.md", *measured,
-                              *(f"results/{each}/provenance" for each in profile.beside)],
+                              *beside],
                              ["dataset", "network", "training", "evaluation", "beside", *models],
                              [f"{results}/measurements.csv", f"{results}/tables", f"{results}/claims.json",
                               f"{results}/REPORT.md", f"{figures}/05_evidence"]),
     }  # fmt: skip
     shown = {"kernel": "01_kernel", "published": "06_published_code", "train": "02_train", "evaluate": "03_evaluate",
              "tables": "04_tables", "evidence": "05_evidence", "standings": "07_systems", "restored": "08_restoration",
+             "few-steps": "09_few_steps",
              "fetch": "03_evaluate"}  # fmt: skip
     wanted = {
         key: each for key, each in every.items()

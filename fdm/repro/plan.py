@@ -1,7 +1,6 @@
 """What a profile will cost, before anything is spent: networks, FLOPs, hours, disk, and what is missing."""
 
 import json
-import math
 import os
 import shutil
 import subprocess
@@ -32,7 +31,7 @@ from fdm.process.joint import JOINT
 from fdm.repro import pipeline
 from fdm.study import heads, restoration, runs, systems
 from fdm.study.profiles import Profile
-from fdm.training import augmentation, processes
+from fdm.training import loop, processes
 from fdm.training.objectives import conditional, denoising, hybrid
 
 SECONDS = 20  # that the measurement takes
@@ -180,7 +179,7 @@ def _measure(profile: Profile, dataset: Dataset, names: list[str], train: bool, 
                     with torch.inference_mode():
                         float(denoiser(**told).sum())  # a number waits for a GPU
                     return
-                augment = torch.zeros(n, augmentation.LABELS, device=place) if denoiser.model.augment_dim else None
+                augment = torch.zeros(n, of, device=place) if (of := denoiser.model.augment_dim) else None
                 loss = _loss(denoiser, told["x"], told["class_labels"], augment).sum()
             loss.backward()
             adam.step()
@@ -319,10 +318,9 @@ def _bill(profile: Profile, dataset: Dataset, networks: dict[str, Network]) -> l
     """Lines on what training and scoring the networks costs: measured here, reckoned for GPUs."""
     par, ev = profile.training, profile.evaluation
     assert par is not None
-    images = math.ceil(par.budget_kimg * 1000 / par.batch) * par.batch
     work = [0.0, 0.0]
     for name, net in networks.items():
-        work[0] += net.flops * cost.TRAINING * images
+        work[0] += net.flops * runs.images(profile, name) * loop.evaluations(profile.run(name))
         work[1] += net.flops * evaluations(profile, name)
     # One measurement serves runs of one network.
     first: dict[Network, str] = {}
@@ -336,7 +334,8 @@ def _bill(profile: Profile, dataset: Dataset, networks: dict[str, Network]) -> l
         alike = profile.runs_of(name)
         net, every = networks[alike[0]], evaluations(profile, alike[0])
         rate = trained[first[net]], evaluated[first[net]]
-        costs = images / rate[0], every / rate[1]
+        images, one = runs.images(profile, alike[0]), loop.evaluations(profile.run(alike[0]))
+        costs = images * one / cost.TRAINING / rate[0], every / rate[1]
         total = [a + len(alike) * b for a, b in zip(total, costs, strict=True)]
         rows.append({
             "cell": f"{name}, {len(alike)} times" if len(alike) > 1 else name,

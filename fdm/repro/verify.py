@@ -15,7 +15,18 @@ from fdm.data import datasets
 from fdm.files import FdmError, relative, write_json, write_text
 from fdm.model import checkpoints
 from fdm.repro import integrity, revisions
-from fdm.study import agreement, claims, measure, measurements, profiles, restoration, runs, systems, tables
+from fdm.study import (
+    agreement,
+    claims,
+    few_steps,
+    measure,
+    measurements,
+    profiles,
+    restoration,
+    runs,
+    systems,
+    tables,
+)
 from fdm.study.agreement import KEY, VERDICTS, Judgement
 from fdm.study.measurements import select
 from fdm.study.profiles import Profile
@@ -25,8 +36,9 @@ SHOWN = 20  # problems that are printed; all are in the report
 ADVICE = "make repro measures it again, or python -m fdm accept proves that new source computes the same"
 NAMES = (  # what is read at a revision, beside the profile's results
     "results/published", "results/ablations", "results/exact", "results/exact-16", "results/exact-32",
-    "results/rates", "results/systems", "results/fashion-16", "results/accepted.csv", "benchmarks/results", "fdm",
-    "notebooks", "profiles", "params.yaml", "dvc.yaml", "dvc.lock", ".dvc", ".dvcignore", "README.md",
+    "results/rates", "results/systems", "results/few-steps", "results/restoration", "results/fashion-16",
+    "results/accepted.csv", "benchmarks/results", "fdm", "notebooks", "profiles", "params.yaml", "dvc.yaml",
+    "dvc.lock", ".dvc", ".dvcignore", "README.md",
 )  # fmt: skip
 
 
@@ -173,7 +185,7 @@ def experiments(profile: Profile, rows: pd.DataFrame, made_by: dict[str, Any]) -
 
 def _compared(profile: Profile) -> list[str]:
     """What a comparison of systems is of: cells, and real images; nothing where the profile compares none."""
-    return [systems.FLOOR, *profile.cells] if profile.evaluation.systems else []
+    return few_steps.compared(profile) if profile.evaluation.systems else []
 
 
 def _restored(profile: Profile) -> list[str]:
@@ -217,6 +229,10 @@ def _others_compared(profile: Profile, made_by: dict[str, Any]) -> list[str]:
         known = systems.experiments(profile, trained, dataset.sha256, made_by["weights"], every)
         if rows.empty or not {*rows["experiment"]} <= {*known.values()}:
             other.append(f"{name}'s comparison")
+    for toy in set(_compared(profile)) & {*few_steps.TOYS}:
+        wanted = {few_steps.experiment_of(toy, n, seed) for n in few_steps.TOY_STEPS for seed in profile.seeds}
+        if {*measurements.read(profile.compared(toy))["experiment"]} != wanted:
+            other.append(f"the toy {toy}")
     return other
 
 

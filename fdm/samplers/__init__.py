@@ -18,6 +18,7 @@ from fdm.samplers.multivariate import EM, FLOW, SSCS, CLDTime
 from fdm.samplers.pndm import F_PNDM, S_PNDM
 from fdm.samplers.scaled import SCALED_DPM_2M, SCALED_IPNDM
 from fdm.samplers.sde_dpm import SDE_DPM_2M
+from fdm.samplers.siddm import SIDDM, Ladder
 from fdm.samplers.time_shift import TS_DDIM
 from fdm.samplers.unipc import UNIPC
 from fdm.samplers.vp_grids import VPQuadratic, VPTime
@@ -43,6 +44,7 @@ SAMPLERS: dict[str, Sampler] = {
     "sde-dpm-solver++2m": SDE_DPM_2M,
     "er-sde": ER_SDE,
     "gms": GMS,
+    "siddm": SIDDM,
     "multivariate-em": EM,
     "multivariate-sscs": SSCS,
     "multivariate-flow": FLOW,
@@ -55,4 +57,5 @@ GRIDS: dict[str, Callable[..., Grid]] = {
     "vp-time": VPTime,
     "vp-quadratic": VPQuadratic,
     "cld-time": CLDTime,
+    "ladder": Ladder,
 }

@@ -43,6 +43,7 @@ class Sampler(NamedTuple):
     to_zero: bool = True  # whether the usual grid ends at zero noise
     # What may be varied, by name: the lowest and the highest number, or the words that it may be.
     options: Mapping[str, tuple[float, float] | tuple[str, ...]] = {}
+    flows: bool = True  # whether what it asks is a denoiser, which has a flow
     consistent: bool = True  # whether its samples tend to the exact flow's of the same latents with more evaluations
 
     def check(self, options: Mapping[str, Any]) -> None:

@@ -17,13 +17,16 @@ CLOSURES = {
     "heads": ["study.heads"],
     "joint": ["training.objectives.hybrid", "model.joint"],
     "conditional": ["training.objectives.conditional", "model.conditional"],
+    "few-steps": ["training.objectives.adversarial", "training.objectives.discrepancy", "model.generator"],
+    "toy": ["study.grid_toy", "training.objectives.adversarial"],
     "restoration": ["study.restoration"],
 }
 # Modules that choose, check and name but compute nothing: their choices are part of what an experiment is named by. And
 # what some experiments alone are made with, whose names hold those closures besides.
 APART = (
     "samplers", "study.profiles", "study.closure", "study.heads", "training.objectives.hybrid", "model.joint",
-    "training.objectives.conditional", "model.conditional",
+    "training.objectives.conditional", "model.conditional", "training.objectives.adversarial",
+    "training.objectives.discrepancy", "model.generator",
 )  # fmt: skip
 
 

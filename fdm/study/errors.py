@@ -72,7 +72,7 @@ def measure(
     Memory, `expected`, `advance` and what is raised are as in `measure.evaluate`.
     """
     par, folder = profile.evaluation.errors, profile.checkpoints(name)
-    if par is None:
+    if par is None or profile.run(name).generates:
         return pd.DataFrame(columns=[*CONTEXT, *MEASURED, *ORIGIN])
     torch.set_num_threads(profile.threads)
     memory, run = profile.errors(name), profile.run(name)
@@ -108,7 +108,7 @@ def measure(
 
 def evaluations(profile: Profile, name: str) -> int:
     """Network evaluations that the errors of one run take, about."""
-    par = profile.evaluation.errors
+    par = None if profile.run(name).generates else profile.evaluation.errors
     return sum(evaluations_of(par, what) for _, what in _wanted(profile, name, par)) if par else 0
 
 

@@ -21,6 +21,7 @@ from fdm.data.datasets import Dataset, halves, to_float, to_uint8
 from fdm.files import FdmError, digest, replace, root, write_json
 from fdm.metrics import classifier, distances, features, shares
 from fdm.model.denoiser import Denoise
+from fdm.samplers import SAMPLERS
 from fdm.study import closure, networks
 from fdm.study.profiles import USUAL, EvaluationParams, Profile
 from fdm.tasks import generation
@@ -118,7 +119,7 @@ def settings(profile: Profile, name: str) -> list[Setting]:
     """What is measured of a run, by evaluation.settings; of a network that was not trained here, at its end alone."""
     run, par, out = profile.run(name), profile.evaluation, list[Setting]()
     for each in par.settings:
-        if run.cell not in (each.cells or [run.cell]):
+        if run.cell not in (each.cells or [run.cell]) or SAMPLERS[each.sampler].flows == run.generates:
             continue
         special = {"grid": each.grid, "to_zero": each.to_zero}
         options = {key: value for key, value in special.items() if value is not None} | each.options

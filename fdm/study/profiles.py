@@ -28,6 +28,7 @@ from fdm.params import (
     TrainingParams,
 )
 
+OWN = ("lr", "budget_kimg", "batch", "ema_halflife_kimg", "ema_ramp")  # of a training, that a cell may have
 USUAL_TOP = 80.0  # the highest noise level of the published sampling
 USUAL = "usual"  # what a table has as options of a sampler on its usual grid
 
@@ -73,8 +74,12 @@ class SettingParams(BaseModel):
                 raise ValueError(f"{where}: duration {share} is not allowed; networks are kept at {SNAPSHOTS}")
         try:
             entry.check(self.model_extra or {})
+            end = entry.to_zero if self.to_zero is None else self.to_zero
+            if not entry.flows and self.sigma_max != [USUAL_TOP]:
+                raise ValueError("sigma_max is not allowed; a generator draws from the level that it was trained for")
+            GRIDS[self.grid or entry.grid](1.0, 2.0, end)
             for nfe in self.nfe:
-                entry.steps(nfe, entry.to_zero if self.to_zero is None else self.to_zero)
+                entry.steps(nfe, end)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
         return self
@@ -128,6 +133,7 @@ class SystemParams(BaseModel):
     like: str | None = None  # another system, whose combination it takes
     against: list[str] = Field(default_factory=list)  # others, besides the first, that it is compared with
     other_latents: bool = False  # from latents of its own, which no system is: what chance does
+    nfe: Annotated[list[Count], Field(min_length=1)] | None = None  # where they are others than the comparison's
     heads: Literal["raw", "centred"] | None = None  # that say a trained network's moments; an exact one knows its own
 
     @property
@@ -151,7 +157,7 @@ class SystemsParams(Strict):
     nfe: Annotated[list[Count], Field(min_length=1)]
     # The first is the one that the others are compared with.
     systems: Annotated[list[SystemParams], Field(min_length=2)]
-    crossed: CrossedParams
+    crossed: CrossedParams | None = None
     heads: HeadParams | None = None  # how they are trained, on every network that samples with them
     only: dict[str, list[str]] = Field(default_factory=dict)  # cells with some of the systems alone, and none crossed
 
@@ -163,8 +169,9 @@ class SystemsParams(Strict):
     def _possible(self) -> "SystemsParams":
         from fdm.samplers import GRIDS, SAMPLERS  # which imports torch
 
-        samplers = [*(each.sampler for each in self.systems), *self.crossed.samplers]
-        grids = [*(each.grid for each in self.systems if each.grid), *self.crossed.grids]
+        crossed = self.crossed
+        samplers = [*(each.sampler for each in self.systems), *(crossed.samplers if crossed else [])]
+        grids = [*(each.grid for each in self.systems if each.grid), *(crossed.grids if crossed else [])]
         for wanted, known in [*((name, [*SAMPLERS]) for name in samplers), *((name, [*GRIDS]) for name in grids)]:
             if wanted not in known:
                 raise ValueError(f"evaluation.systems: {wanted!r} is not known; there are {', '.join(known)}")
@@ -175,8 +182,6 @@ class SystemsParams(Strict):
         for cell, chosen in self.only.items():
             if unknown := [name for name in chosen if name not in names]:
                 raise ValueError(f"evaluation.systems.only, {cell}: there is no such system as {unknown[0]!r}")
-            if names[0] not in chosen:
-                raise ValueError(f"evaluation.systems.only, {cell}: {names[0]} is missing, the first of all")
         for each in self.systems:
             if (each.sampler == "gms") != (each.heads is not None) or (each.heads and not self.heads):
                 raise ValueError(f"evaluation.systems, {each.name}: heads belong to gms, and to evaluation.systems")
@@ -186,6 +191,7 @@ class SystemsParams(Strict):
                     raise ValueError(f"evaluation.systems, {each.name}: there is no such system as {other!r}")
         for each in self.systems:
             try:
+                GRIDS[each.grid or SAMPLERS[each.sampler].grid](1.0, 2.0, each.to_zero)
                 for options in each.candidates:
                     SAMPLERS[each.sampler].check(options)
             except ValueError as error:
@@ -329,11 +335,18 @@ class Profile(Strict):
                     raise ValueError(f"evaluation.{where}: there is no cell named {wanted}")
         if self.evaluation.restoration and len(self.trained) < len(self.runs):
             raise ValueError("evaluation.restoration: it compares networks that are trained here, and no other cells")
-        if self.training and self.training.batch % (self.training.processes * self.training.accumulation):
-            raise ValueError(
-                f"training.batch: {self.training.batch} is not allowed; it must be a multiple of processes x "
-                f"accumulation, {self.training.processes} x {self.training.accumulation}"
-            )
+        par, own = self.training, {f"cells.{key}": each.batch for key, each in self.cells.items()}
+        batches = [("training", par and par.batch), *own.items()]
+        for where, batch in batches:
+            if par and batch and batch % (par.processes * par.accumulation):
+                raise ValueError(
+                    f"{where}.batch: {batch} is not allowed; it must be a multiple of processes x accumulation, "
+                    f"{par.processes} x {par.accumulation}"
+                )
+        compared = self.evaluation.systems
+        for key, cell in self.cells.items():
+            if compared and compared.systems[0] not in compared.of(key) and not cell.generates:
+                raise ValueError(f"evaluation.systems.only, {key}: {compared.systems[0].name} is missing, the first")
         if self.trained and any(cell.source == "fetch" for cell in self.cells.values()):
             raise ValueError("cells: some are fetched and some trained; a profile does one of the two")
         for section in ("network", "training"):
@@ -356,6 +369,7 @@ class Profile(Strict):
         if cell.framework in JOINT and (cell.kernel != "baseline" or cell.source != "train" or cell.variant):
             raise ValueError(f"cells.{name}: a network of {cell.framework} is a baseline that is trained here")
         self._check_given(name, cell)
+        self._check_few_steps(name, cell)
         if cell.variant == "radius embedded" and self.training and self.training.augment > 0:
             raise ValueError(f"cells.{name}.variant: the network is told of augmentations instead; set augment to 0")
         if "." in name:
@@ -399,6 +413,23 @@ class Profile(Strict):
         if self.dataset.resolution % TASKS[cell.given.task].divides:
             raise ValueError(f"cells.{name}.given: {cell.given.task} needs a resolution that its blocks divide")
 
+    def _check_few_steps(self, name: str, cell: CellParams) -> None:
+        from fdm.process.frameworks import FRAMEWORKS
+
+        few, where = cell.few_steps, f"cells.{name}.few_steps"
+        if few is None or self.training is None:
+            return
+        if cell.framework not in FRAMEWORKS or cell.variant or self.training.augment > 0:
+            raise ValueError(f"{where}: it is for the networks of a framework, without variant, and augment: 0")
+        if cell.warmup_steps or (few.adversarial and few.steps < 2):
+            why = "has no loss weight to warm up" if cell.warmup_steps else "takes at least 2 steps"
+            raise ValueError(f"{where}: {few.objective} {why}")
+        if self.training.accumulation > 1:
+            why = "critic and generator learn in turn" if few.adversarial else "its loss is one of the whole batch"
+            raise ValueError(f"{where}: {why}; set training.accumulation to 1")
+        if few.features == self.evaluation.extractor:
+            raise ValueError(f"{where}.features: {few.features} scores the samples, and must not train the network")
+
     def seeds_of(self, cell: str) -> list[int]:
         """The seeds of a cell; raises FdmError for a cell that the profile does not have."""
         if cell not in self.cells:
@@ -424,6 +455,13 @@ class Profile(Strict):
     def trained(self) -> dict[str, RunParams]:
         """The runs that are trained here."""
         return {name: run for name, run in self.runs.items() if run.source in ("train", "finetune")}
+
+    def parameters(self, name: str) -> TrainingParams:
+        """How a run is trained: as the profile says, but for what the run has of its own."""
+        run = self.run(name)
+        assert self.training is not None  # or there would be no run to train
+        own = {key: getattr(run, key) for key in OWN if getattr(run, key) is not None}
+        return self.training.model_copy(update=own)
 
     @property
     def build(self) -> Path:

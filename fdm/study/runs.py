@@ -28,8 +28,8 @@ from tqdm import tqdm
 
 from fdm.data import datasets, downloads, sources
 from fdm.files import FdmError, digest, replace, root, sha256, write_json, write_text
-from fdm.model import checkpoints, released
-from fdm.params import SNAPSHOTS, RunParams, TrainingParams, snapshot_name
+from fdm.model import checkpoints, generator, released
+from fdm.params import SNAPSHOTS, snapshot_name
 from fdm.process.frameworks import FRAMEWORKS
 from fdm.process.joint import JOINT
 from fdm.study import (
@@ -37,6 +37,7 @@ from fdm.study import (
     cards,
     closure,
     errors,
+    few_steps,
     heads,
     measure,
     measurements,
@@ -45,9 +46,11 @@ from fdm.study import (
     restoration,
     systems,
 )
-from fdm.study.profiles import Profile
+from fdm.study.profiles import OWN, Profile
 from fdm.training import augmentation, loop, processes
 
+# What a run's description has elsewhere, or not at all.
+NAMELESS = {"cell", "seeds", "source", "start", "given", "few_steps", *OWN} - {"lr"}
 KEPT = 2_000_000  # bytes of a network that is kept in git
 
 PICTURES = ".safetensors"  # of a comparison's restorations, beside its table
@@ -219,10 +222,10 @@ def dataset_of(profile: Profile) -> datasets.Dataset:
     return datasets.load(profile.dataset_file)
 
 
-def parameters(profile: Profile, run: RunParams) -> TrainingParams:
-    """How a run is trained: as the profile says, at the run's own learning rate where it has one."""
-    assert profile.training is not None  # or there would be no run to train
-    return profile.training.model_copy(update={"lr": run.lr} if run.lr else {})
+def images(profile: Profile, name: str) -> int:
+    """Images that a run is trained on, and those that a network draws in its training."""
+    par = profile.parameters(name)
+    return loop.steps(par) * par.batch
 
 
 def specify(profile: Profile, name: str, dataset: datasets.Dataset) -> dict[str, Any]:
@@ -233,27 +236,29 @@ def specify(profile: Profile, name: str, dataset: datasets.Dataset) -> dict[str,
     run, net = profile.run(name), profile.network
     if name not in profile.trained or net is None:
         raise FdmError(f"{name} is no network that is trained here: its source is {run.source}.")
-    par, joint = parameters(profile, run), run.framework in JOINT
+    par, joint = profile.parameters(name), run.framework in JOINT
     channels, resolution, _ = dataset.shape
     of_model = {"framework"} if joint else {"framework", "kernel", "multiplier", "ve_multiplier", "tau", "variant"}
     of_model = of_model - {"variant"} | {"given"} if run.given else of_model
+    augment_dim = 1 if run.variant == "radius embedded" else augmentation.LABELS if par.augment > 0 else 0
     return {
         "network": {
             "architecture": (FRAMEWORKS | JOINT)[run.framework].architecture,
             "resolution": resolution,
             "channels": channels * (JOINT[run.framework].channels if joint else 2 if run.given else 1),
             "label_dim": dataset.classes if profile.dataset.conditional else 0,
-            "augment_dim": 1 if run.variant == "radius embedded" else augmentation.LABELS if par.augment > 0 else 0,
+            "augment_dim": generator.LATENT if run.generates else augment_dim,
             "model_channels": run.model_channels or net.model_channels,
             "channel_mult": run.channel_mult or net.channel_mult,
             "num_blocks": net.num_blocks,
             "attn_resolutions": net.attn_resolutions,
             "dropout": net.dropout,
         },
-        "denoiser": run.model_dump(include=of_model),
-        "run": run.model_dump(exclude={"cell", "seeds", "source", "start", "given"}),
+        "denoiser": run.model_dump(include=of_model)
+        | ({"steps": run.few_steps.steps} if run.few_steps and run.generates else {}),
+        "run": run.model_dump(exclude=NAMELESS),
         "training": par.model_dump(exclude={"state_kimg"}),
-    }
+    } | ({"few_steps": run.few_steps.model_dump()} if run.few_steps else {})
 
 
 def expected(profile: Profile, name: str, dataset: datasets.Dataset) -> dict[str, Any] | None:
@@ -286,6 +291,8 @@ def experiment(profile: Profile, name: str, dataset: datasets.Dataset) -> str:
         shape["joint"] = closure.identity("joint")
     if profile.run(name).given:
         shape["conditional"] = closure.identity("conditional")
+    if profile.run(name).few_steps:
+        shape["few-steps"] = closure.identity("few-steps")
     return digest(shape | ({"start": experiment(profile, parent, dataset)} if parent else {}))
 
 
@@ -294,7 +301,7 @@ def training_of(profile: Profile, name: str, dataset: datasets.Dataset) -> loop.
     parent, description = parent_of(profile, name), specify(profile, name, dataset)
     run = profile.run(name)
     return loop.Training(
-        name, experiment(profile, name, dataset), description, run, parameters(profile, run), profile.threads,
+        name, experiment(profile, name, dataset), description, run, profile.parameters(name), profile.threads,
         profile.checkpoints(parent) / snapshot_name(SNAPSHOTS[-1]) if parent else None,
     )  # fmt: skip
 
@@ -323,7 +330,8 @@ def train(profile: Profile) -> pd.DataFrame:
     found: dict[str, dict[str, Any]] = {}
     for source in ("train", "finetune"):  # which starts from what the first have left
         names = [name for name, run in profile.trained.items() if run.source == source]
-        each(profile, names, _train, found.__setitem__, par.processes, len(names) * loop.steps(par) * par.batch, "img")
+        total = sum(images(profile, name) for name in names)
+        each(profile, names, _train, found.__setitem__, par.processes, total, "img")
     cells = list(dict.fromkeys(run.cell for run in profile.trained.values()))
     kept = [cell for cell in cells if _settle_losses(profile, cell, found, dataset)]
     _say(profile, "training losses", "training", cells, kept)
@@ -342,7 +350,7 @@ def _settle_losses(profile: Profile, cell: str, found: dict[str, dict[str, Any]]
     ]
     here = agreement.read_back(pd.concat(histories)[["run", "experiment", "images", "loss", "lr"]])
     path = profile.results / "training" / f"{cell}.csv"
-    if agreement.losses(path, here):
+    if agreement.losses(path, here, profile.cells[cell].few_steps is not None):
         return True
     write_text(path, here.to_csv(index=False))
     return False
@@ -433,7 +441,7 @@ def _shown(profile: Profile) -> list[str]:
     """The runs whose network and samples are on record: the first of each cell, in a profile that keeps them."""
     if not profile.keep_networks:
         return []
-    return [profile.runs_of(cell)[0] for cell, about in profile.cells.items() if about.given is None]
+    return [profile.runs_of(cell)[0] for cell, about in profile.cells.items() if not (about.given or about.few_steps)]
 
 
 def _pictures_here(profile: Profile, run: str) -> Path:
@@ -482,7 +490,7 @@ def compare(profile: Profile) -> pd.DataFrame:
     """
     if profile.evaluation.systems is None:
         raise FdmError(f"{profile.params_file} has no evaluation.systems to compare.")
-    cells = [systems.FLOOR, *profile.cells]
+    cells = few_steps.compared(profile)
     total = sum(systems.evaluations(profile, cell) for cell in profile.cells)
     _put_on_record(profile, cells, _compare, total, "systems", profile.compared, agreement.systems)
     return measurements.systems(profile)
@@ -575,18 +583,26 @@ def _compare(profile: Profile, cell: str, advance: Advance) -> pd.DataFrame:
     if cell == systems.FLOOR:
         with _as_imported():
             return systems.floor(profile, dataset, device)
+    place = profile.here / "systems" / f"{cell}{PICTURES}"
+    if cell in few_steps.TOYS:
+        with _as_imported(few_steps.memory(profile, cell)):
+            found, points = few_steps.toys(profile, cell)
+        replace(place, functools.partial(save_file, points))
+        return found
     for run in profile.runs_of(cell):
         _require_heads(profile, run)
     with _as_imported(*(systems.memory(profile, run) for run in profile.runs_of(cell))):
-        return systems.compare(profile, cell, dataset, lambda run: expected(profile, run, dataset), device, advance)
-
-
-TRAINED = 3  # evaluations of a network that cost as much as training it on an image
+        found = systems.compare(profile, cell, dataset, lambda run: expected(profile, run, dataset), device, advance)
+    if any(about.few_steps for about in profile.cells.values()):
+        images = few_steps.pictures(profile, cell, dataset, device)
+        replace(place, functools.partial(save_file, images))
+    return found
 
 
 def _complete(profile: Profile, run: str, advance: Advance) -> tuple[dict[str, Any] | None, Measured]:
     """Train a run, where it is trained here, and measure it."""
-    told = (lambda n: advance(TRAINED * n)) if advance else None
+    one = loop.evaluations(profile.run(run))
+    told = (lambda n: advance(one * n)) if advance else None
     trained = _train(profile, run, told) if run in profile.trained else None
     return trained, _score(profile, run, advance)
 
@@ -601,7 +617,7 @@ def complete(profile: Profile, scheduler: str | None = None) -> None:
         sources.prepare(profile.dataset, profile.dataset_file)
     if not profile.reference_file.exists():
         reference(profile)
-    dataset, par, started = dataset_of(profile), profile.training, time.time()
+    dataset, started = dataset_of(profile), time.time()
     losses: dict[str, dict[str, Any]] = {}
     found: dict[str, Measured] = {}
 
@@ -616,10 +632,11 @@ def complete(profile: Profile, scheduler: str | None = None) -> None:
             kept = _settle(profile, cell, found, started)
             print(f"{cell}: {'agrees with the record' if kept else 'put on record'}", file=sys.stderr)
 
-    images = TRAINED * loop.steps(par) * par.batch if par else 0
     for tuned in (False, True):  # which start from what the others have left
         names = [name for name, run in profile.runs.items() if (run.source == "finetune") == tuned]
-        total = sum(evaluations(profile, name) + images * (name in profile.trained) for name in names)
+        trained = [name for name in names if name in profile.trained]
+        total = sum(evaluations(profile, name) for name in names)
+        total += sum(images(profile, name) * loop.evaluations(profile.run(name)) for name in trained)
         each(profile, names, _complete, done, profile.evaluation.processes, total, "eval", scheduler)
 
 

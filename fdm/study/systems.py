@@ -74,7 +74,7 @@ def tuned(par: SystemsParams, cell: str) -> list[Sampling]:
     """What is tried on the latents for tuning, with the first seed of a cell."""
     return [
         Sampling("tuning", each.name, each.sampler, options, nfe, TUNING)
-        for each in par.of(cell) if each.tune for nfe in par.nfe
+        for each in par.of(cell) if each.tune for nfe in each.nfe or par.nfe
         for options in map(functools.partial(_options, each), each.candidates)
         if possible(each.sampler, nfe, options)
     ]  # fmt: skip
@@ -85,14 +85,14 @@ def reported(par: SystemsParams, cell: str, best: Best) -> list[Sampling]:
     out = []
     for each in par.of(cell):
         own = _options(each, each.candidates[0])
-        for nfe in par.nfe:
+        for nfe in each.nfe or par.nfe:
             chosen = best.get((each.like or each.name, nfe), own)
             options = tuple(sorted((dict(chosen) | dict(own)).items())) if each.like else chosen
             if possible(each.sampler, nfe, options):
                 block = OTHER if each.other_latents else REPORTED
                 out.append(Sampling("systems", each.name, each.sampler, options, nfe, block))
     crossed = par.crossed
-    if cell in par.only:
+    if crossed is None or cell in par.only:
         return out
     return out + [
         Sampling("crossed", SAMPLERS[sampler].label, sampler, (("grid", grid),), nfe, REPORTED)
@@ -136,7 +136,8 @@ def evaluations(profile: Profile, cell: str) -> int:
 
 def _converged(par: SystemsParams, cell: str) -> int:
     """Evaluations a sample behind the converged solutions of a run."""
-    return CONVERGED[1] * len({each.block for each in reported(par, cell, {})})
+    every = {each.block for each in reported(par, cell, {}) if SAMPLERS[each.sampler].flows}
+    return CONVERGED[1] * len(every)
 
 
 class Judge:
@@ -275,7 +276,7 @@ class Bench:
         began, counted = time.perf_counter(), Counted(self.headed(what)[0])
         x = self.end(counted, self.seeds(what.block), what.sampler, what.nfe, what.options)
         found = {"seconds": (time.perf_counter() - began) / len(x)}
-        if what.part != "tuning":
+        if what.part != "tuning" and SAMPLERS[what.sampler].flows:
             found["distance"] = _distance(x, self.solution(what.block))
             if self.exact is not None:
                 found["flow distance"] = _distance(x, self.solution(what.block, exact=True))

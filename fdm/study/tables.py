@@ -131,7 +131,10 @@ def write_table(content: pd.DataFrame, folder: Path, name: str, caption: str, hi
 
 
 def shown(content: pd.DataFrame) -> pd.DataFrame:
-    """A table as strings for people: two decimals, p-values three, and nothing where nothing was measured."""
+    """A table as strings for people: two decimals, p-values three, and nothing where nothing was measured.
+
+    Numbers that two decimals would make 0 have four.
+    """
     return content.apply(lambda column: column.map(_p if str(column.name).split()[0] == "p" else _cell))
 
 
@@ -159,7 +162,11 @@ def _cell(value: Any) -> str:
         return value
     if pd.isna(value):
         return ""
-    return f"{value:,}" if isinstance(value, int) else f"{value:.2f}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if abs(value) >= 0.005:
+        return f"{value:.2f}"
+    return f"{value:.4f}" if abs(value) >= 0.00005 else "0.00"
 
 
 def _p(value: float) -> str:

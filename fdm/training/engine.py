@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from fdm.model.denoiser import Denoiser
 from fdm.training import processes
 
 
@@ -21,14 +22,25 @@ class Batch(NamedTuple):
     random: dict[str, Tensor]  # what the objective drew for them
 
 
+Losses = dict[str, Tensor]  # the mean losses of a part of a batch by name, () each; the first is called `loss`
+
+
 class Objective(Protocol):
     """What a training minimises. Its networks, averages and optimisers go by the same names."""
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The one that is trained."""
+
+    @property
+    def ema(self) -> Denoiser:
+        """Its average over the training, which is kept as a checkpoint."""
 
     def modules(self) -> dict[str, nn.Module]: ...
     def averages(self) -> dict[str, nn.Module]: ...
     def optimisers(self) -> dict[str, torch.optim.Optimizer]: ...
     def draw(self, n: int, shape: tuple[int, int, int], generator: torch.Generator) -> dict[str, Tensor]: ...
-    def step(self, engine: "Engine", batch: Batch) -> Tensor: ...
+    def step(self, engine: "Engine", batch: Batch) -> Losses: ...
 
 
 class Engine:
@@ -43,24 +55,27 @@ class Engine:
         processes.use_tf32(tf32)  # preparing may change it
 
     @contextlib.contextmanager
-    def part(self, name: str) -> Iterator[Any]:
-        """One part of a batch of the network `name`; gradients are shared by all processes after the last part."""
-        model, _ = self.prepared[name]
-        with self.accelerator.accumulate(model):
-            yield model
+    def part(self) -> Iterator[dict[str, Any]]:
+        """One part of a batch of all networks, by name; gradients are shared by all processes after the last part."""
+        models = {name: model for name, (model, _) in self.prepared.items()}
+        with self.accelerator.accumulate(*models.values()):
+            yield models
 
-    def descend(self, name: str, loss: Tensor) -> None:
+    def descend(self, name: str, loss: Tensor, clip: float | None = None) -> None:
         """Add the gradients of a scalar loss; after the last part of a batch, take a step and forget them.
 
-        Gradients that are not finite are replaced, as EDM does; with fp16 the step is skipped instead.
+        Gradients that are not finite are replaced, as EDM does; with fp16 the step is skipped instead. `clip` is the
+        largest norm of a gradient: longer ones are shortened.
         """
         _, optimizer = self.prepared[name]
         self.accelerator.backward(loss)
         if self.accelerator.sync_gradients:
             self._unscale()
-            weights = self.objective.modules()[name].parameters()
+            weights = [*self.objective.modules()[name].parameters()]
             for grad in (weight.grad for weight in weights if weight.grad is not None):
                 torch.nan_to_num(grad, nan=0.0, posinf=1e5, neginf=-1e5, out=grad)
+            if clip is not None:
+                nn.utils.clip_grad_norm_(weights, clip)
             optimizer.step()
             optimizer.zero_grad()
 
@@ -69,10 +84,10 @@ class Engine:
             self.accelerator.unscale_gradients()  # which finds what is not finite, and then skips the step
 
     def set_rate(self, rate: float) -> None:
-        """Set the learning rate of all optimisers."""
+        """Set the learning rate of all optimisers, each times its own `relative` rate, where it has one."""
         for optimiser in self.objective.optimisers().values():
             for group in optimiser.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group.get("relative", 1)
 
     def average(self, beta: float) -> None:
         """Move the averages towards the weights: average <- beta average + (1 - beta) weights."""

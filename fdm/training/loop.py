@@ -29,7 +29,8 @@ from fdm.model import checkpoints, cost
 from fdm.params import SNAPSHOTS, RunParams, TrainingParams, snapshot_name
 from fdm.process.joint import JOINT
 from fdm.training import augmentation, processes, state
-from fdm.training.engine import Batch, Engine, Objective
+from fdm.training.engine import Batch, Engine, Losses, Objective
+from fdm.training.objectives import adversarial, discrepancy
 from fdm.training.objectives.conditional import Conditional
 from fdm.training.objectives.denoising import Denoising
 from fdm.training.objectives.hybrid import Hybrid
@@ -91,6 +92,13 @@ def learning_rate(par: TrainingParams, images: int) -> float:
 def steps(par: TrainingParams) -> int:
     """Optimiser steps of a training."""
     return math.ceil(par.budget_kimg * 1000 / par.batch)
+
+
+def evaluations(run: RunParams) -> int:
+    """Network evaluations that cost as much as training on an image: backward a pass costs two."""
+    if run.few_steps is None:
+        return cost.TRAINING
+    return adversarial.EVALUATIONS if run.few_steps.adversarial else discrepancy.EVALUATIONS * run.few_steps.steps
 
 
 def kimg(par: TrainingParams, step: int) -> float:
@@ -170,29 +178,33 @@ class _History:
         self.rows, self.par, self.device = rows, par, device
         self.share_of_peak = flops / (par.processes * cost.matmul_peak(device, par.precision))
         self.count, self.since = 0, time.perf_counter()
-        self.total: Tensor | float = 0.0
+        self.totals: dict[str, tuple[Tensor, float]] = {}  # of each loss, and of how many steps: not all are of each
 
-    def add(self, loss: Tensor) -> None:
-        """Add the mean loss, (), of a part of a step's batch."""
-        self.total = self.total + loss / self.par.accumulation
+    def add(self, losses: Losses) -> None:
+        """Add the mean losses of a part of a step's batch."""
+        for name, loss in losses.items():
+            total, count = self.totals.get(name, (torch.zeros_like(loss), 0))
+            self.totals[name] = (total + loss / self.par.accumulation, count + 1 / self.par.accumulation)
 
     def entry(self, accelerator: Accelerator, images: int) -> float:
-        """Make an entry after `images` training images; returns the mean loss since the one before."""
-        mean = accelerator.reduce(self.total / self.count, "mean").item()
+        """Make an entry after `images` training images; returns the mean loss since the one before, or what of several
+        losses is not finite.
+        """
+        means = {name: accelerator.reduce(total / n, "mean").item() for name, (total, n) in self.totals.items()}
         now = time.perf_counter()
         speed = self.count * self.par.batch / (now - self.since)
         self.rows.append({
-            "images": images, "loss": mean, "lr": learning_rate(self.par, images - self.par.batch),
+            "images": images, **means, "lr": learning_rate(self.par, images - self.par.batch),
             "images_per_second": speed, "peak_memory_mib": cost.peak_memory(self.device),
             "utilisation": speed * self.share_of_peak,
         })  # fmt: skip
-        self.count, self.since, self.total = 0, now, 0.0
-        return mean
+        self.count, self.since, self.totals = 0, now, {}
+        return next((mean for mean in means.values() if not math.isfinite(mean)), means["loss"])
 
 
 def _loop(training: Training, dataset: Dataset, home: Path, device: str, advance: Advance) -> None:
     """Train in this process, one of those that accelerate knows of, until the folder tells of the end."""
-    started, (name, _, description, run, par, threads, start) = time.time(), training
+    started, (name, _, description, run, par, threads, _) = time.time(), training
     accelerator = processes.accelerator(par.precision, par.processes, device, par.accumulation, par.compile)
     torch.set_num_threads(threads if par.processes == 1 else 1)
     main, total = accelerator.is_main_process, steps(par)
@@ -202,9 +214,8 @@ def _loop(training: Training, dataset: Dataset, home: Path, device: str, advance
     log_every, state_every = (max(1, round(kimg * 1000 / par.batch)) for kimg in (par.log_kimg, par.state_kimg))
 
     torch.manual_seed(step_seed(run.seed, 0))
-    of = Hybrid if run.framework in JOINT else Conditional if run.given else Denoising
-    objective = of(description, run, par, accelerator.device, start)
-    flops = cost.TRAINING * cost.flops(objective.denoiser)
+    objective = _objective(training, dataset, accelerator.device)
+    flops = evaluations(run) * cost.flops(objective.denoiser)
     engine = Engine(objective, accelerator, par.precision == "tf32")
     step, history, previous = _resume(training, engine, home, flops, device)
     saved, resumed_kimg = step, kimg(par, step)
@@ -249,6 +260,17 @@ def _loop(training: Training, dataset: Dataset, home: Path, device: str, advance
     accelerator.end_training()
 
 
+def _objective(training: Training, dataset: Dataset, device: torch.device) -> Objective:
+    """What a training minimises."""
+    _, _, description, run, par, _, start = training
+    args = (description, run, par, device, start)
+    if run.few_steps:
+        if run.few_steps.adversarial:
+            return adversarial.Adversarial(*args)
+        return discrepancy.Discrepancy(*args, dataset)
+    return (Hybrid if run.framework in JOINT else Conditional if run.given else Denoising)(*args)
+
+
 def _resume(
     training: Training, engine: Engine, home: Path, flops: int, device: str
 ) -> tuple[int, _History, Path | None]:
@@ -269,8 +291,8 @@ def _resume(
 
 def _losses(
     training: Training, dataset: Dataset, order: Order, objective: Objective, engine: Engine, step: int
-) -> Iterator[Tensor]:
-    """Take one step of the optimisers, in parts; yields the mean loss of each of this process's parts, ()."""
+) -> Iterator[Losses]:
+    """Take one step of the optimisers, in parts; yields the mean losses of each of this process's parts."""
     run, par, device = training.run, training.par, engine.accelerator.device
     generator = torch.Generator(device).manual_seed(step_seed(run.seed, 1 + step))
     take = _taken(dataset, order, step * par.batch, par.batch, step_seed(run.seed, 1 + step, FRESH))

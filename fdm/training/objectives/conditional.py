@@ -11,7 +11,7 @@ from fdm.params import Framework, GivenParams
 from fdm.process import momentum, shift
 from fdm.process.frameworks import FRAMEWORKS
 from fdm.tasks import physics
-from fdm.training.engine import Batch, Engine
+from fdm.training.engine import Batch, Engine, Losses
 from fdm.training.objectives.denoising import Denoising
 
 
@@ -60,16 +60,17 @@ class Conditional(Denoising):
         measured = torch.randn(n, *shape, generator=generator, device=generator.device)
         return super().draw(n, shape, generator) | {"measured": measured}
 
-    def step(self, engine: Engine, batch: Batch) -> Tensor:
-        """Take one optimiser step on a part of a batch, or add to its gradients; returns the mean loss, ()."""
+    def step(self, engine: Engine, batch: Batch) -> Losses:
+        """Take one optimiser step on a part of a batch, or add to its gradients; returns the mean loss."""
         given = self.run.given
         assert given is not None
         estimate = estimated(given, batch.images, batch.random["measured"])
         ceiling = momentum.weight_ceiling(batch.step, self.run.warmup_steps)
-        with engine.part("denoiser") as model:
+        with engine.part() as models:
+            model = models["denoiser"]
             each = loss(
                 model, batch.images, estimate, batch.random["u"], batch.random["noise"], self.run.framework,
                 given.shift, batch.class_labels, batch.augment_labels, ceiling,
             )  # fmt: skip
             engine.descend("denoiser", each.sum() / len(batch.images))
-        return each.detach().mean()
+        return {"loss": each.detach().mean()}

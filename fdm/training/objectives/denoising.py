@@ -11,7 +11,7 @@ from fdm.model.denoiser import Denoiser
 from fdm.params import Framework, RunParams, TrainingParams
 from fdm.process import momentum
 from fdm.process.frameworks import FRAMEWORKS
-from fdm.training.engine import Batch, Engine
+from fdm.training.engine import Batch, Engine, Losses
 
 
 def loss(
@@ -76,13 +76,14 @@ class Denoising:
         u = FRAMEWORKS[self.run.framework].draw(n, generator)
         return {"u": u, "noise": torch.randn(n, *shape, generator=generator, device=generator.device)}
 
-    def step(self, engine: Engine, batch: Batch) -> Tensor:
-        """Take one optimiser step on a part of a batch, or add to its gradients; returns the mean loss, ()."""
+    def step(self, engine: Engine, batch: Batch) -> Losses:
+        """Take one optimiser step on a part of a batch, or add to its gradients; returns the mean loss."""
         ceiling = momentum.weight_ceiling(batch.step, self.run.warmup_steps)
-        with engine.part("denoiser") as model:
+        with engine.part() as models:
+            model = models["denoiser"]
             each = loss(
                 model, batch.images, batch.random["u"], batch.random["noise"], batch.class_labels, batch.augment_labels,
                 ceiling, self.run.framework,
             )  # fmt: skip
             engine.descend("denoiser", each.sum() / len(batch.images))
-        return each.detach().mean()
+        return {"loss": each.detach().mean()}

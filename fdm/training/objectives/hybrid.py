@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fdm.model.joint import BETA, LEVELS, TIMES, JointDenoiser, noise_scale
 from fdm.process.multivariate import Multivariate
-from fdm.training.engine import Batch, Engine
+from fdm.training.engine import Batch, Engine, Losses
 from fdm.training.objectives.denoising import Denoising
 
 
@@ -89,13 +89,14 @@ class Hybrid(Denoising):
         K = len(self.denoiser.process.m)
         return {"u": u, "noise": torch.randn(n, *shape, K, generator=generator, device=generator.device)}
 
-    def step(self, engine: Engine, batch: Batch) -> Tensor:
-        """Take one optimiser step on a part of a batch, or add to its gradients; returns the mean loss, ()."""
+    def step(self, engine: Engine, batch: Batch) -> Losses:
+        """Take one optimiser step on a part of a batch, or add to its gradients; returns the mean loss."""
         of = bound if self.denoiser.learned else hybrid
-        with engine.part("denoiser") as model:
+        with engine.part() as models:
+            model = models["denoiser"]
             each = of(
                 model, self.denoiser.process, batch.images, batch.random["u"], batch.random["noise"],
                 batch.class_labels, batch.augment_labels,
             )  # fmt: skip
             engine.descend("denoiser", each.sum() / len(batch.images))
-        return each.detach().mean()
+        return {"loss": each.detach().mean()}

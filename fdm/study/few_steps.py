@@ -1,0 +1,314 @@
+"""What training for few steps says: whether it helps, over what it started from and over as much plain training.
+
+Every cell that was trained further spent the same number of network evaluations on it (`loop.evaluations`). A training
+is a unit, paired by seed: its start, its continuations and its latents go together. The metric, its floor c, the three
+spaces of features and what counts are those of `standings`: y = ln(max(KID, 0) + c), Student's 95 % interval over
+trainings, on one side in two of three spaces and in none on the other. MMD-DDM is trained in one of these spaces, and
+its KID there is what it minimised: for it the other two have to agree.
+
+An adversarial training has failed where its samples are further from real images, in the extractor's space, than DDIM's
+of the network that it started from with as many evaluations: it had better been left alone.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from fdm.data.datasets import Dataset, to_uint8
+from fdm.files import digest, write_json
+from fdm.study import closure, grid_toy, networks, standings, systems
+from fdm.study.measurements import select
+from fdm.study.profiles import Profile
+from fdm.tasks import generation
+from fdm.training import loop, processes
+
+METHODS = {
+    "mmd": "MMD-DDM", "siddm": "SIDDM", "siddm toy": "SIDDM, toy's form", "siddm ufo": "SIDDM, UFO's form",
+    "ddgan": "DDGAN",
+}  # fmt: skip
+START, ON = "as it was", "trained on"  # a network that others start from, and one that is trained on as before
+# What the toy's results are called, where those of cells stand, by its form.
+TOYS = {f"grid-{form.replace(',', '').replace(' ', '-')}": form for form in grid_toy.FORMS}
+TOY_STEPS = (2, 4)
+POINTS = 1000  # of the toy's samples that are kept for a figure
+SHOWN = 24  # samples of a cell that are kept as a picture, of the first seeds
+COLLAPSED = 0.5  # share of samples that look like their classes, below which a network no longer draws them
+
+
+def compared(profile: Profile) -> list[str]:
+    """What a comparison of systems is of: real images, the toy where a profile trains adversarially, and all cells."""
+    toys = TOYS if any(cell.generates for cell in profile.cells.values()) else {}
+    return [systems.FLOOR, *toys, *profile.cells]
+
+
+def method(profile: Profile, cell: str) -> str:
+    """What was done to the networks of a cell."""
+    about = profile.cells[cell]
+    return METHODS[about.few_steps.objective] if about.few_steps else ON if about.start else START
+
+
+def own(profile: Profile, cell: str) -> list[int]:
+    """The evaluations that a cell is for: those that it was trained for, or all that are compared."""
+    few = profile.cells[cell].few_steps
+    return [few.steps] if few else standings.of(profile).nfe
+
+
+def space_of(profile: Profile, cell: str) -> str | None:
+    """The kernel distance that a cell's training minimised, by its name."""
+    few = profile.cells[cell].few_steps
+    return f"KID({few.features})" if few and few.features else None
+
+
+def _system(profile: Profile, cell: str, nfe: int) -> str:
+    """The system that a cell is sampled with: its generator's, or the first."""
+    par = standings.of(profile)
+    if not profile.cells[cell].generates:
+        return par.systems[0].name
+    return next(each.name for each in par.of(cell) if nfe in (each.nfe or par.nfe))
+
+
+def rivals(profile: Profile, cell: str) -> dict[str, tuple[str, str]]:
+    """What a cell is set against, by a name for tables: cell and system, at equal evaluations and of equal kernel."""
+    start = profile.cells[cell].start
+    assert start is not None
+    first, *others = (each.name for each in standings.of(profile).of(start))
+    found = {f"{first}, {START}": (start, first)}
+    for other, about in profile.cells.items():
+        if other != cell and about.start == start and not about.few_steps:
+            found[f"{first}, {ON}"] = (other, first)
+    return found | {name: (start, name) for name in others}
+
+
+def over(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
+    """Each cell that was trained further over its rivals, by evaluations and quantity: ratio, interval, what counts.
+
+    `counts` leaves out the space that a cell was trained in.
+    """
+    floors, out = standings.floors(rows), list[dict[str, Any]]()
+    for cell, about in profile.cells.items():
+        if about.start is None:
+            continue
+        for nfe in own(profile, cell):
+            for name, (other, system) in rivals(profile, cell).items():
+                if other == cell:
+                    continue
+                found = {
+                    space: _ratio(rows, (cell, _system(profile, cell, nfe)), (other, system), space, nfe, c)
+                    for space, c in floors.items()
+                }
+                judges = [one for space, one in found.items() if space != space_of(profile, cell)]
+                counts = standings.verdict(judges)
+                row = {"kernel": about.kernel, "method": method(profile, cell), "cell": cell, "nfe": nfe, "over": name}
+                out += [
+                    row | {"quantity": space} | standings.told(one) | {"counts": counts}
+                    for space, one in found.items() if one is not None
+                ]  # fmt: skip
+    columns = ["kernel", "method", "cell", "nfe", "over", "quantity", "ratio", "low", "high", "counts"]
+    return pd.DataFrame(out, columns=columns)
+
+
+def _ratio(
+    rows: pd.DataFrame, mine: tuple[str, str], theirs: tuple[str, str], quantity: str, nfe: int, c: float
+) -> standings.Estimate | None:
+    """ln of the ratio of two cells, each by its system, paired by training."""
+    both = {}
+    for key, (cell, system) in (("mine", mine), ("theirs", theirs)):
+        table = standings.values(rows, cell, quantity, nfe, c)
+        if system not in table.index:
+            return None
+        both[key] = table.loc[system]
+    return standings.over(pd.DataFrame(both).dropna().T, "mine", "theirs")
+
+
+def kernels(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
+    """FDM over its baseline after each method, by evaluations, in the extractor's space; `counts` is of all spaces."""
+    floors, out, cells = standings.floors(rows), list[dict[str, Any]](), dict[tuple[str, int], dict[str, str]]()
+    for cell, about in profile.cells.items():
+        for nfe in own(profile, cell):
+            cells.setdefault((method(profile, cell), nfe), {})[about.kernel] = cell
+    for (name, nfe), both in cells.items():
+        if len(both) < 2:
+            continue
+        fdm, plain = ((both[kernel], _system(profile, both[kernel], nfe)) for kernel in ("fdm", "baseline"))
+        found = [_ratio(rows, fdm, plain, space, nfe, c) for space, c in floors.items()]
+        row = {"method": name, "nfe": nfe} | standings.told(found[0])
+        out.append(row | {"counts": standings.verdict(found)})
+    return pd.DataFrame(out, columns=["method", "nfe", "ratio", "low", "high", "counts"])
+
+
+def failures(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
+    """Adversarial trainings by kernel and method: how many, how many failed, and how many no longer draw classes."""
+    out, space = list[dict[str, Any]](), standings.spaces(rows)[0]
+    for cell, about in profile.cells.items():
+        if not about.generates or about.few_steps is None:
+            continue
+        nfe = about.few_steps.steps
+        mine = _of(rows, cell, _system(profile, cell, nfe), nfe)
+        start = _of(rows, str(about.start), standings.of(profile).systems[0].name, nfe)
+        worse = mine[space] > start[space].reindex(mine.index)
+        lost = mine["accuracy"] < COLLAPSED if "accuracy" in mine else pd.Series(False, mine.index)
+        out.append({
+            "kernel": about.kernel, "method": method(profile, cell), "nfe": nfe, "training runs": len(mine),
+            "failed": int(worse.sum()), "no longer draw classes": int(lost.sum()),
+        })  # fmt: skip
+    columns = ["kernel", "method", "nfe", "training runs", "failed", "no longer draw classes"]
+    return pd.DataFrame(out, columns=columns)
+
+
+def _of(rows: pd.DataFrame, cell: str, system: str, nfe: int) -> pd.DataFrame:
+    """Quantities (columns) by seed of one cell, system and number of evaluations."""
+    mine = select(rows, cell=cell, system=system, nfe=nfe, part="systems")
+    return mine.pivot_table(index="seed", columns="quantity", values="value", aggfunc="mean")
+
+
+def elsewhere(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
+    """What fine-tuning for some evaluations does to others: KID over that of the start, the extractor's, by NFE."""
+    space, out = standings.spaces(rows)[0], list[dict[str, Any]]()
+    c, first = standings.floors(rows)[space], standings.of(profile).systems[0].name
+    for cell, about in profile.cells.items():
+        if about.few_steps is None or about.generates:
+            continue
+        row: dict[str, Any] = {"kernel": about.kernel, "trained for": about.few_steps.steps}
+        for nfe in standings.of(profile).nfe:
+            found = _ratio(rows, (cell, first), (str(about.start), first), space, nfe, c)
+            row[str(nfe)] = standings.told(found)["ratio"]
+        out.append(row)
+    return pd.DataFrame(out)
+
+
+def quality(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
+    """Everything that was measured, by kernel, method, system and evaluations: the mean over trainings."""
+    table = standings.quality(rows)
+    named = table["cell"].map(lambda cell: method(profile, cell))
+    kernel = table["cell"].map(lambda cell: profile.cells[cell].kernel)
+    table.insert(0, "kernel", kernel)
+    table.insert(1, "method", named)
+    return table
+
+
+def along(profile: Profile, scores: pd.DataFrame) -> pd.DataFrame:
+    """Quality and diversity along the training for few steps: mean over trainings, by cell and share of the budget.
+
+    `scores` are the profile's measurements; of each cell with its own sampler and number of evaluations.
+    """
+    out = []
+    for cell, about in profile.cells.items():
+        if about.few_steps is None:
+            continue
+        mine = select(scores, cell=cell, nfe=about.few_steps.steps)
+        table = mine.pivot_table(index="duration", columns="metric", values="value", aggfunc="mean", sort=False)
+        table = table.reset_index().assign(cell=cell, kernel=about.kernel, method=method(profile, cell))
+        out.append(table.assign(nfe=about.few_steps.steps))
+    if not out:
+        return pd.DataFrame()
+    found = pd.concat(out, ignore_index=True)
+    first = ["kernel", "method", "cell", "nfe", "duration"]
+    return found[[*first, *(column for column in found if column not in first)]]
+
+
+@torch.inference_mode()
+def pictures(profile: Profile, cell: str, dataset: Dataset, device: str = "cpu") -> dict[str, Tensor]:
+    """Samples of a cell's first training, uint8 (24, C, H, W), by system and evaluations: `DDIM/5`."""
+    par, name = standings.of(profile), profile.runs_of(cell)[0]
+    denoiser, _ = networks.denoiser_of(profile, name, dataset, profile.checkpoints(name), 1.0)
+    if isinstance(denoiser, torch.nn.Module):
+        denoiser.to(device).to(memory_format=torch.channels_last)
+    out = {}
+    for nfe in own(profile, cell):
+        system = next(each for each in par.of(cell) if each.name == _system(profile, cell, nfe))
+        how: dict[str, Any] = {"to_zero": system.to_zero, **(system.model_extra or {})}
+        *_, x = generation.trajectory(denoiser, range(SHOWN), system.sampler, nfe, device, grid=system.grid, **how)
+        out[f"{system.name}/{nfe}"] = to_uint8(x).cpu()
+    return out
+
+
+def memory(profile: Profile, toy: str) -> Path:
+    """What was measured of a form of the toy."""
+    return profile.build / "systems" / f"{toy}.json"
+
+
+def toys(profile: Profile, toy: str) -> tuple[pd.DataFrame, dict[str, Tensor]]:
+    """One form of the toy, with every seed of the profile: a row a quantity, as of systems; and samples by steps.
+
+    Of the first seed. Each training is remembered by all that shapes it.
+    """
+    form, known, rows, points = TOYS[toy], networks.remembered(memory(profile, toy)), list[dict[str, Any]](), {}
+    for steps in TOY_STEPS:
+        for seed in profile.seeds:
+            called = experiment_of(toy, steps, seed)
+            key = digest([called, profile.threads, processes.arithmetic("cpu")])
+            entry = networks.rows_under(known, key)
+            if entry is None:
+                found, drawn = grid_toy.measure(form, steps, seed)
+                entry = [{"found": found, "points": drawn[:POINTS].tolist()}]
+                known[key] = {"rows": entry, "hash": digest(entry)}
+                write_json(memory(profile, toy), known)
+            if seed == profile.seeds[0]:
+                points[str(steps)] = torch.tensor(entry[0]["points"])
+            context = {
+                "cell": toy, "profile": profile.profile, "dataset": "25 Gaussians", "run": f"{toy}-{seed}",
+                "seed": seed, "part": "toy", "system": form, "sampler": "siddm", "options": "", "nfe": steps,
+                "block": 0, "n": grid_toy.DRAWN, "experiment": called, "source": "", "checkpoint": "", "device": "cpu",
+            }  # fmt: skip
+            rows += [context | {"quantity": name, "value": value} for name, value in entry[0]["found"].items()]
+    return pd.DataFrame(rows).reindex(columns=[*systems.CONTEXT, *systems.MEASURED, *systems.ORIGIN]), points
+
+
+def experiment_of(toy: str, steps: int, seed: int) -> str:
+    """What a training of the toy is called, on every machine."""
+    return digest([TOYS[toy], steps, seed, closure.identity("toy")])
+
+
+def of_toys(rows: pd.DataFrame) -> pd.DataFrame:
+    """The toy's table: mean over trainings by form and steps, the fewest modes of any, and what real points have."""
+    mine = select(rows, part="toy")
+    index = ["system", "nfe"]
+    table = mine.pivot_table(index=index, columns="quantity", values="value", aggfunc="mean", sort=False)
+    fewest = select(mine, quantity="modes").groupby(index, sort=False)["value"].min()
+    table = table.assign(**{"fewest modes": fewest}).reset_index().rename(columns={"system": "form", "nfe": "steps"})
+    return table.assign(**{"correlation of real points": table["steps"].map(grid_toy.true_correlation)})
+
+
+def kept(profile: Profile) -> dict[str, dict[str, Tensor]]:
+    """The samples on record: of cells by system and evaluations, of forms of the toy by steps."""
+    names = {name: TOYS.get(name, name) for name in compared(profile) if name != systems.FLOOR}
+    return {key: load_file(profile.compared(name).with_suffix(".safetensors")) for name, key in names.items()}
+
+
+def shown(profile: Profile, kernel: str) -> list[tuple[str, str, str]]:
+    """What is drawn of the networks of a kernel: cell, key of its samples, and a title."""
+    out, cells = [], [cell for cell, about in profile.cells.items() if about.kernel == kernel]
+    trained = sorted({few.steps for cell in cells if (few := profile.cells[cell].few_steps)})
+    for cell in cells:
+        numbers = trained if method(profile, cell) == START else own(profile, cell)
+        if method(profile, cell) != ON:
+            names = [(nfe, _system(profile, cell, nfe)) for nfe in numbers if nfe in own(profile, cell)]
+            how = {nfe: f"{name}, {START}" if method(profile, cell) == START else method(profile, cell)
+                   for nfe, name in names}  # fmt: skip
+            out += [(cell, f"{name}/{nfe}", f"{how[nfe]}, {nfe}") for nfe, name in names]
+    return out
+
+
+def by_space(table: pd.DataFrame, rival: str) -> pd.DataFrame:
+    """Ratios of `over` one rival, with a column a space of features."""
+    mine = select(table, over=rival)
+    index = ["kernel", "method", "nfe"]
+    return mine.pivot_table(index=index, columns="quantity", values="ratio", sort=False).reset_index()
+
+
+def prices(profile: Profile) -> pd.DataFrame:
+    """What each continuation was trained on, and the network evaluations that it cost, in thousands."""
+    out = []
+    for cell, about in profile.cells.items():
+        if about.start:
+            run = profile.runs_of(cell)[0]
+            par = profile.parameters(run)
+            kimg = loop.kimg(par, loop.steps(par))
+            cost = kimg * loop.evaluations(profile.run(run))
+            out.append({"cell": cell, "method": method(profile, cell), "images, thousands": f"{kimg:.1f}",
+                        "evaluations, thousands": f"{cost:.0f}"})  # fmt: skip
+    return pd.DataFrame(out)

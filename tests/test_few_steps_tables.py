@@ -1,0 +1,263 @@
+"""What training for few steps says: tables, figures and records from numbers that are made up."""
+
+import itertools
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from fdm.repro import pipeline
+from fdm.study import (
+    agreement,
+    closure,
+    few_steps,
+    few_steps_plates,
+    grid_toy,
+    profiles,
+    runs,
+    standings,
+)
+
+SPACES = ("KID(EfficientNet-Lite0)", "KID(pixels)", "KID(classifier)")
+FLOOR = 1e-4
+
+
+@pytest.fixture
+def profile(study):
+    return profiles.find("few-steps")
+
+
+def factor(profile, cell: str, space: str) -> float:
+    """What training makes of KID, and FDM's kernel of it."""
+    how = {"MMD-DDM": 0.5 if space != "KID(classifier)" else 0.1, "SIDDM": 0.8, few_steps.ON: 0.9,
+           "SIDDM, toy's form": 3.0, "SIDDM, UFO's form": 1.0, "DDGAN": 4.0}  # fmt: skip
+    kernel = 1.5 if profile.cells[cell].kernel == "fdm" else 1.0
+    return kernel * how.get(few_steps.method(profile, cell), 1.0)
+
+
+def made_up(profile, noise: float = 0.01) -> pd.DataFrame:
+    """KID of 10 / NFE times the factors, with noise for every set of samples."""
+    rng, out = np.random.default_rng(0), []
+    par = standings.of(profile)
+    for cell, about in profile.cells.items():
+        for seed, system in itertools.product(profile.seeds, par.of(cell)):
+            for nfe in system.nfe or par.nfe:
+                row = {"cell": cell, "part": "systems", "system": system.name, "sampler": system.sampler, "nfe": nfe,
+                       "seed": seed, "kernel": about.kernel, "framework": "edm"}  # fmt: skip
+                faster = 0.25 if system.name.startswith("DPM") else 1.0
+                values = {s: 10 / nfe * faster * factor(profile, cell, s) for s in SPACES}
+                values = {s: value * np.exp(rng.normal(0, noise)) for s, value in values.items()}
+                accuracy = 0.3 if about.few_steps and about.few_steps.objective == "ddgan" else 0.95
+                values |= {"recall": 0.7, "accuracy": accuracy, "seconds": 0.001 * nfe}
+                out += [row | {"quantity": quantity, "value": value} for quantity, value in values.items()]
+    for space in SPACES:
+        out += [{"cell": "real-images", "part": "real-images", "quantity": space, "value": FLOOR} for _ in range(20)]
+    return pd.DataFrame(out)
+
+
+def test_every_continuation_spends_the_same_number_of_evaluations():
+    table = few_steps.prices(profiles.find("few-steps"))
+    assert len(table) == 13
+    assert set(table["evaluations, thousands"]) == {"768"}
+
+
+def test_a_continuation_is_compared_with_its_start_with_plain_training_and_with_other_solvers(profile):
+    rows = made_up(profile)
+    table = few_steps.over(profile, rows).set_index(["cell", "over", "nfe", "quantity"])["ratio"]
+    space = SPACES[0]
+    assert table["edm-baseline-mmd5", "DDIM, as it was", 5, space] == pytest.approx(0.5, rel=0.05)
+    assert table["edm-fdm-mmd10", "DDIM, trained on", 10, space] == pytest.approx(0.5 / 0.9, rel=0.05)
+    assert table["edm-baseline-siddm4", "DPM-Solver++ (2M)", 4, space] == pytest.approx(0.8 / 0.25, rel=0.05)
+    assert table["edm-baseline-on", "DDIM, as it was", 15, space] == pytest.approx(0.9, rel=0.05)
+    assert {n for cell, _, n, _ in table.index if cell == "edm-baseline-mmd5"} == {5}
+    assert not [over for cell, over, _, _ in table.index if cell.endswith("-on") and over.endswith("trained on")]
+
+
+def test_the_space_that_was_trained_in_has_no_say(profile):
+    rows = made_up(profile)
+    worse = (rows["cell"] == "edm-baseline-mmd5") & rows["quantity"].isin(SPACES[:2])
+    rows.loc[worse, "value"] *= 2 / 0.5
+    table = few_steps.over(profile, rows)
+    mine = table[(table["cell"] == "edm-baseline-mmd5") & (table["over"] == "DDIM, as it was")]
+    assert set(mine["counts"]) == {"worse"}  # though it is ten times better where it was trained
+    assert mine.set_index("quantity")["ratio"][SPACES[2]] == pytest.approx(0.1, rel=0.05)
+    only_one = (rows["cell"] == "edm-baseline-mmd5") & (rows["quantity"] == SPACES[1])
+    rows.loc[only_one, "value"] /= 2 / 0.5
+    table = few_steps.over(profile, rows)
+    mine = table[(table["cell"] == "edm-baseline-mmd5") & (table["over"] == "DDIM, as it was")]
+    assert set(mine["counts"]) == {""}
+
+
+def test_adversarial_trainings_that_had_better_been_left_alone_are_counted(profile):
+    rows = made_up(profile)
+    better = (rows["cell"] == "edm-baseline-toy4") & (rows["seed"] == 1) & (rows["quantity"] == SPACES[0])
+    rows.loc[better, "value"] = 0.1
+    table = few_steps.failures(profile, rows).set_index(["kernel", "method", "nfe"])
+    assert table.loc[("baseline", "SIDDM, toy's form", 4)].tolist() == [3, 2, 0]
+    assert table.loc[("baseline", "DDGAN", 4)].tolist() == [3, 3, 3]
+    assert table.loc[("fdm", "SIDDM", 2)].tolist() == [3, 0, 0]
+    assert "MMD-DDM" not in {method for _, method, _ in table.index}
+
+
+def test_the_kernels_are_compared_after_each_method_and_other_numbers_of_steps_with_the_start(profile):
+    rows = made_up(profile)
+    table = few_steps.kernels(profile, rows).set_index(["method", "nfe"])
+    assert {("MMD-DDM", 5), ("MMD-DDM", 10), ("SIDDM", 2), ("SIDDM", 4), ("as it was", 15)} <= {*table.index}
+    assert table["ratio"].to_numpy() == pytest.approx(1.5, rel=0.05)
+    assert set(table["counts"]) == {"worse"}
+    elsewhere = few_steps.elsewhere(profile, rows)
+    assert elsewhere["trained for"].tolist() == [5, 10, 5, 10]
+    assert elsewhere[["2", "15"]].to_numpy() == pytest.approx(0.5, rel=0.05)
+    wide = few_steps.by_space(few_steps.over(profile, rows), "DDIM, as it was").set_index(["kernel", "method", "nfe"])
+    assert wide.loc[("baseline", "MMD-DDM", 5)].tolist() == pytest.approx([0.5, 0.5, 0.1], rel=0.05)
+
+
+def test_quality_and_diversity_are_shown_along_the_training_of_what_was_trained(profile):
+    scores = pd.DataFrame([
+        {"cell": "edm-baseline-mmd5", "nfe": 5, "duration": share, "metric": metric, "value": share + seed}
+        for share in (0.5, 1.0) for metric in ("KID", "recall") for seed in (0, 1)
+    ])  # fmt: skip
+    table = few_steps.along(profile, scores)
+    assert table["KID"].tolist() == [1.0, 1.5]
+    assert table["method"].tolist() == ["MMD-DDM"] * 2
+    plate = few_steps_plates.along(table, ["KID", "recall"])
+    assert plate.axes[0].lines[0].get_ydata().tolist() == [1.0, 1.5]
+
+
+def test_the_figures_show_each_at_the_evaluations_that_it_was_trained_for(profile):
+    rows = made_up(profile)
+    quality = few_steps.quality(profile, rows)
+    plate = few_steps_plates.by_evaluations(profile, quality, [SPACES[0], "recall"], {SPACES[0]: FLOOR})
+    marks = {line.get_label(): [*line.get_xdata()] for line in plate.axes[0].lines}
+    assert marks["MMD-DDM"] == [5, 10]
+    assert marks["SIDDM"] == [2, 4]
+    assert marks["DDGAN"] == [4]
+    assert marks["DDIM"] == [2, 4, 5, 8, 10, 15]
+
+
+def keep(profile) -> None:
+    """Samples of every cell and form on record, of one grey each."""
+    for number, name in enumerate(few_steps.compared(profile)[1:]):
+        path = profile.compared(name).with_suffix(".safetensors")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if name in few_steps.TOYS:
+            save_file({str(n): torch.randn(50, 2) for n in few_steps.TOY_STEPS}, path)
+        else:
+            keys = {key for cell, key, _ in _shown(profile) if cell == name} or {"DDIM/5"}
+            grey = torch.full((few_steps.SHOWN, 1, 8, 8), 10 * number, dtype=torch.uint8)
+            save_file({key: grey.clone() for key in keys}, path)
+
+
+def _shown(profile):
+    return [each for kernel in ("baseline", "fdm") for each in few_steps.shown(profile, kernel)]
+
+
+def test_samples_stand_in_rows_of_equal_latents(profile):
+    keep(profile)
+    kept, shown = few_steps.kept(profile), few_steps.shown(profile, "fdm")
+    assert [title for _, _, title in shown] == [
+        "DDIM, as it was, 2", "DDIM, as it was, 4", "DDIM, as it was, 5", "DDIM, as it was, 10", "MMD-DDM, 5",
+        "MMD-DDM, 10", "SIDDM, 2", "SIDDM, 4",
+    ]  # fmt: skip
+    plate = few_steps_plates.sheet(kept, shown, images=3)
+    assert len(plate.axes) == 3 * len(shown)
+    assert plate.axes[-1].images[0].get_array().max() == kept["edm-fdm-siddm4"]["four draws/4"].max()
+    toys = few_steps_plates.toys(kept, [*few_steps.TOY_STEPS])
+    assert [ax.get_title() for ax in toys.axes[: len(grid_toy.FORMS)]] == [*grid_toy.FORMS]
+
+
+def test_the_toy_is_remembered_by_what_shapes_it_and_put_on_record(profile, monkeypatch):
+    asked = []
+
+    def measure(form, steps, seed):
+        asked.append((form, steps, seed))
+        return {"modes": 25.0, "FD": 0.1 + seed}, torch.full((grid_toy.DRAWN, 2), float(steps))
+
+    monkeypatch.setattr(grid_toy, "measure", measure)
+    name = next(iter(few_steps.TOYS))
+    table, points = few_steps.toys(profile, name)
+    assert len(asked) == len(few_steps.TOY_STEPS) * len(profile.seeds)
+    assert few_steps.toys(profile, name)[0].equals(table)
+    assert len(asked) == len(few_steps.TOY_STEPS) * len(profile.seeds)
+    assert points["4"].shape == (few_steps.POINTS, 2)
+    assert (points["4"] == 4).all()
+    shown = few_steps.of_toys(table)
+    assert shown["FD"].to_numpy() == pytest.approx(1.1)
+    assert shown["fewest modes"].tolist() == [25.0, 25.0]
+    path = few_steps.memory(profile, name)
+    known = json.loads(path.read_text())
+    key = next(iter(known))
+    known[key]["rows"][0]["found"]["FD"] = 99.0
+    path.write_text(json.dumps(known))
+    few_steps.toys(profile, name)
+    assert len(asked) == len(few_steps.TOY_STEPS) * len(profile.seeds) + 1  # what was altered is measured again
+    monkeypatch.setattr(closure, "identity", lambda name: "another")
+    few_steps.toys(profile, name)
+    assert len(asked) == 2 * len(few_steps.TOY_STEPS) * len(profile.seeds) + 1
+
+
+def test_what_a_comparison_is_of_has_the_toy_where_a_profile_trains_adversarially(profile):
+    assert few_steps.compared(profile) == ["real-images", *few_steps.TOYS, *profile.cells]
+    other = profiles.find("systems")
+    assert few_steps.compared(other) == ["real-images", *other.cells]
+    assert "09_few_steps" in pipeline.books(profile)
+    assert "07_systems" not in pipeline.books(profile)
+    assert "07_systems" in pipeline.books(other)
+    assert "09_few_steps" not in pipeline.books(other)
+
+
+def test_adversarial_trainings_of_another_machine_agree_when_they_are_of_one_law(tmp_path):
+    """And others to rounding."""
+
+    def table(drawn: list[float], others: float) -> pd.DataFrame:
+        context = {"system": "four draws", "nfe": 4, "quantity": "FD(pixels)", "experiment": "x", "part": "systems"}
+        rows = [context | {"sampler": "siddm", "seed": seed, "value": value} for seed, value in enumerate(drawn)]
+        return pd.DataFrame([*rows, context | {"sampler": "ddim", "system": "DDIM", "seed": 0, "value": others}])
+
+    path = tmp_path / "cell.csv"
+    table([1.0, 1.3, 0.8], 2.0).to_csv(path, index=False)
+    assert agreement.systems(path, table([0.9, 1.2, 1.1], 2.0))
+    assert not agreement.systems(path, table([0.9, 1.2, 1.1], 3.0))
+    assert not agreement.systems(path, table([20.0, 24.0, 19.0], 2.0))
+
+
+def test_the_interval_of_an_adversarial_number_is_that_of_its_other_seeds(profile):
+    rows = pd.DataFrame([
+        {"cell": "edm-baseline-siddm4", "run": f"edm-baseline-siddm4-{seed}", "framework": "edm", "kernel": "baseline",
+         "duration": 1.0, "sampler": "siddm", "options": "usual", "nfe": 4, "sigma_max": 80.0, "latents": 0,
+         "reference": 0, "metric": metric, "value": value, "low": value - 0.01, "high": value + 0.01, "n": 100,
+         "n_reference": 100}
+        for metric, numbers in (("KID", (1.0, 2.0, 3.0)), ("recall", (0.2, 0.5, 0.8)))
+        for seed, value in enumerate(numbers)
+    ])  # fmt: skip
+    around = agreement.intervals(profile, rows)
+    assert set(around["of"]) == {"trainings"}
+    assert around["low"][0] < 1.0 - 4 < 1.0 + 4 < around["high"][0]  # 4.3 standard deviations of a difference
+    plain = agreement.intervals(profile, rows.assign(sampler="ddim"))
+    assert set(plain["of"]) == {"images"}
+
+
+def test_losses_around_0_and_of_adversaries_are_not_compared(tmp_path):
+    path, table = (
+        tmp_path / "cell.csv",
+        pd.DataFrame({"experiment": ["x"], "images": [64], "loss": [-0.01], "lr": [1.0]}),
+    )
+    table.to_csv(path, index=False)
+    other = table.assign(loss=0.5)
+    assert agreement.losses(path, other, few_steps=True)
+    assert not agreement.losses(path, other)
+    assert not agreement.losses(path, other.assign(lr=2.0), few_steps=True)
+
+
+def test_the_descriptions_of_continuations_hold_their_own_budget(profile, digits):
+    description = runs.specify(profile, "edm-baseline-mmd5-0", digits)
+    assert description["training"]["budget_kimg"] == 38.4
+    assert description["few_steps"] == {"objective": "mmd", "steps": 5, "features": "classifier"}
+    assert "few_steps" not in runs.specify(profile, "edm-baseline-0", digits)
+    assert runs.specify(profile, "edm-fdm-siddm2-0", digits)["denoiser"]["steps"] == 2
+    assert runs.images(profile, "edm-baseline-siddm4-0") == 64_000
+    names = {runs.experiment(profile, f"{cell}-0", digits) for cell in profile.cells}
+    assert len(names) == len(profile.cells)
