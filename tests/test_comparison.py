@@ -187,7 +187,7 @@ def test_the_comparison_is_put_on_record_cell_by_cell_unless_it_agrees(compared,
 def test_a_comparison_agrees_with_another_machines_to_rounding(tmp_path):
     old = pd.DataFrame({
         "quantity": ["distance"] * 20 + ["FD(pixels)"] * 20 + ["KID(pixels)", "seconds"], "experiment": "0" * 12,
-        "value": [0.1] * 20 + [5.0] * 20 + [0.001, 0.1],
+        "value": [0.1] * 20 + [5.0] * 20 + [0.001, 0.1], "sampler": "ddim", "part": "systems",
     })  # fmt: skip
     path = tmp_path / "cell.csv"
     old.to_csv(path, index=False)

@@ -35,7 +35,19 @@ from fdm.model.generator import Generator
 from fdm.params import SNAPSHOTS, snapshot_name
 from fdm.process.joint import JOINT
 from fdm.samplers import SAMPLERS
-from fdm.study import agreement, closure, errors, heads, measure, networks, profiles, restoration, runs, systems
+from fdm.study import (
+    agreement,
+    closure,
+    errors,
+    grid_toy,
+    heads,
+    measure,
+    networks,
+    profiles,
+    restoration,
+    runs,
+    systems,
+)
 from fdm.study.profiles import Profile, RestorationParams, SystemsParams
 from fdm.tasks import generation
 from fdm.tasks.physics import TASKS
@@ -88,7 +100,7 @@ for _cell, _values in FEW.items():
     if "few_steps" in _values:
         _values |= {"framework": "edm", "kernel": "baseline", "source": "finetune", "start": "edm-baseline"}
 PARTS = ("training", "joint", "conditional", "few-steps", "sampler", "scoring", "errors", "heads", "systems",
-         "restoration")  # fmt: skip
+         "restoration", "toy")  # fmt: skip
 SCORED = ("vp-fdm", "edm-baseline", "edm-baseline-exact")
 
 
@@ -534,6 +546,9 @@ def fingerprint(only: Sequence[str] = PARTS) -> dict[str, str]:
             out |= dict(_of_conditional(folder, dataset, known))
         if "few-steps" in only:
             out |= dict(_of_training(folder, dataset, known, "few-steps"))
+        if "toy" in only:
+            out |= {f"toy: {form}": digest(grid_toy.measured(grid_toy.train(form, 2, 0, iterations=20), 0))
+                    for form in grid_toy.FORMS}  # fmt: skip
         if "sampler" in only:
             out |= dict(_of_samplers(dataset, known))
         if "scoring" in only:

@@ -367,10 +367,10 @@ def _alike(old: pd.DataFrame, here: pd.DataFrame) -> bool:
     Of each set of trainings that differ by their seed, the means of ln(value) by Student's two-sample test, at 1 % for
     all sets together.
     """
-    sets = ["system", "nfe", "quantity"]
-    logs = [np.log(table["value"]).groupby([table[each] for each in sets]) for table in (old, here)]
     if old.empty:
         return True
+    sets = ["system", "nfe", "quantity"]
+    logs = [np.log(table["value"]).groupby([table[each] for each in sets]) for table in (old, here)]
     n = logs[0].size()
     pooled = (logs[0].var() + logs[1].var()) / n
     wide = stdtrit(2 * (n - 1), 1 - ALPHA / (2 * len(n))) * np.sqrt(pooled)

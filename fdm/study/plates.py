@@ -59,7 +59,8 @@ def _interval(ax: Axes, row: pd.Series, y: float, colour: str, marker: str, full
 def answer(levels: pd.DataFrame, inputs: pd.DataFrame, nfe: int) -> Figure:
     """What FDM does, noise level by noise level: from `findings.levels` of all targets, and `findings.inputs`.
 
-    Above the ratio of denoising errors, below it the network's input, and where training and sampler spend their time.
+    Above the ratio of denoising errors, thick that of the input scaling alone; below it the network's input, and where
+    training and sampler spend their time.
     """
     frameworks = list(FRAMEWORKS)
     figure, axes = plt.subplots(
@@ -72,11 +73,15 @@ def answer(levels: pd.DataFrame, inputs: pd.DataFrame, nfe: int) -> Figure:
         _ratios(top)
         mine = select(levels, framework=framework.upper())
         for number, (target, both) in enumerate(mine.groupby("target", sort=False) if len(mine) else ()):
-            alone = select(both, change="c_in")
-            part = alone if len(alone) else both  # with the warm-up, where the scaling alone was not measured
+            alone, published = (select(both, change=change) for change in ("c_in", "c_in and warm-up"))
+            part = alone if len(alone) else published  # with the warm-up, where the scaling alone was not measured
+            if len(alone):
+                top.plot(published["sigma"], published["ratio"].clip(LEAST, MOST), color="black", lw=0.8,
+                         label=f"{target}, with the warm-up")  # fmt: skip
+            what = "input scaling alone" if len(alone) else "with the warm-up"
             top.fill_between(part["sigma"], part["low"].clip(LEAST, MOST), part["high"].clip(LEAST, MOST), color=colour,
                              alpha=0.2, lw=0)  # fmt: skip
-            top.plot(part["sigma"], part["ratio"], color=colour, ls=LINES[number % 4], lw=2, label=target)
+            top.plot(part["sigma"], part["ratio"], color=colour, ls=LINES[number % 4], lw=2, label=f"{target}, {what}")
             above = part[part["ratio"] > MOST]
             _arrows(top, above["sigma"], MOST, colour)
         top.set_title(f"{label(framework, 'fdm')} over {label(framework, 'baseline')}", loc="left", fontsize=11)

@@ -346,7 +346,9 @@ class Profile(Strict):
         compared = self.evaluation.systems
         for key, cell in self.cells.items():
             if compared and compared.systems[0] not in compared.of(key) and not cell.generates:
-                raise ValueError(f"evaluation.systems.only, {key}: {compared.systems[0].name} is missing, the first")
+                raise ValueError(
+                    f"evaluation.systems.only, {key}: {compared.systems[0].name} is missing, the first of all"
+                )
         if self.trained and any(cell.source == "fetch" for cell in self.cells.values()):
             raise ValueError("cells: some are fetched and some trained; a profile does one of the two")
         for section in ("network", "training"):

@@ -105,7 +105,8 @@ def parameters(profile: Profile) -> dict[str, str]:
     """Values of a profile's parameters and of its design, which need no result.
 
     A parameter goes by its place, `training.batch` or `cells.edm-fdm.multiplier`. `seeds`, `cells`, `runs` are counts,
-    `primary.nfe` is Table 1's number of evaluations. `rules.quality` and so on are those of the verdicts.
+    `primary.nfe` is Table 1's number of evaluations. `rules.quality` and so on are those of the verdicts, and
+    `training.hours` those that the training runs on record took.
     """
     ev, par = profile.evaluation, profile.training
     dumped = profile.model_dump(exclude_none=True)
@@ -135,6 +136,8 @@ def parameters(profile: Profile) -> dict[str, str]:
         out |= {"training.images": amount(images), "training.steps": f"{math.ceil(images / par.batch):,}",
                 "training.quarter": f"{round(math.ceil(images / par.batch) / 4):,}"}  # fmt: skip
         out |= {"training.epochs": f"{images / n:.0f}"} if (n := trained_on(profile.dataset.name)) else {}
+        told = [measurements.read_json(path) for path in (profile.results / "provenance").glob("*.json")]
+        out["training.hours"] = f"{sum(each.get('training_seconds', 0) for each in told) / 3600:.1f}"
     return out
 
 

@@ -135,7 +135,8 @@ def shown(content: pd.DataFrame) -> pd.DataFrame:
 
     Numbers that two decimals would make 0 have four.
     """
-    return content.apply(lambda column: column.map(_p if str(column.name).split()[0] == "p" else _cell))
+    how = {"p": _p, "seeds": _whole}
+    return content.apply(lambda column: column.map(how.get(str(column.name).split()[0], _cell)))
 
 
 def latex(text: pd.DataFrame) -> str:
@@ -167,6 +168,10 @@ def _cell(value: Any) -> str:
     if abs(value) >= 0.005:
         return f"{value:.2f}"
     return f"{value:.4f}" if abs(value) >= 0.00005 else "0.00"
+
+
+def _whole(value: float) -> str:
+    return "" if pd.isna(value) else f"{value:.0f}"
 
 
 def _p(value: float) -> str:
