@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+import yaml
 from accelerate.state import AcceleratorState
 from torch import nn
 from torch.nn.functional import one_hot
@@ -1035,6 +1036,18 @@ def test_what_cannot_be_trained_for_few_steps_stops_with_one_sentence(study, cap
     cell = {key: value for key, value in cell.items() if value is not None}
     name = f"{cell['framework']}-baseline-few"
     refused(study, capsys, sentence, cells={name: cell}, training=training)
+
+
+@pytest.mark.parametrize(("setting", "sentence"), [
+    ({"sampler": "heun", "nfe": [5], "cells": ["edm-baseline-siddm"]},
+     "evaluation.settings, heun: edm-baseline-siddm is a generator, sampled by siddm alone"),
+    ({"sampler": "siddm", "nfe": [2], "cells": ["edm-baseline"]},
+     "evaluation.settings, siddm: edm-baseline is no generator"),
+])  # fmt: skip
+def test_a_network_is_measured_by_samplers_that_are_for_it(study, capsys, setting, sentence):
+    values = yaml.safe_load((study / "params.yaml").read_text())["evaluation"]
+    evaluation = values | {"settings": [*values["settings"], setting]}
+    refused(study, capsys, sentence, cells=CELLS, training={}, evaluation=evaluation)
 
 
 def test_what_can_be_trained_for_few_steps_is_not_refused(study):

@@ -32,18 +32,13 @@ REFERENCE = ("extractor", "reference", "samples", "batch")  # parameters of the 
 HEAD = "# Written by python -m fdm pipeline from the table of stages in fdm/repro/pipeline.py; a test checks it.\n"
 
 
-def few(profile: Profile) -> bool:
-    """Whether a profile trains networks for few steps, and compares them."""
-    return bool(profile.evaluation.systems) and any(cell.few_steps for cell in profile.cells.values())
-
-
 def books(profile: Profile) -> list[str]:
     """The notebooks of a profile, in the order of their stages."""
     first = ["01_kernel", "06_published_code"] if profile.conclusions == "04_tables" else []
     last = [
         *([profile.conclusions] if profile.conclusions else []),
         *(["07_systems"] if profile.evaluation.systems and profile.evaluation.systems.crossed else []),
-        *(["09_few_steps"] if few(profile) else []),
+        *(["09_few_steps"] if profile.evaluation.systems and profile.few_steps else []),
         *(["08_restoration"] if profile.evaluation.restoration else []),
     ]
     return [*first, *(["02_train"] if profile.trained else []), "03_evaluate", *last]
@@ -65,7 +60,7 @@ def code(profile: Profile, stage: str) -> str:
         names += _behind(used)
     if stage == "systems" and par.systems:
         used = [(each.sampler, each.grid) for each in par.systems.systems]
-        names += ["toy"] * any(cell.generates for cell in profile.cells.values())
+        names += ["toy"] if profile.generators else []
         crossed = par.systems.crossed
         pairs = itertools.product(crossed.samplers, crossed.grids) if crossed else []
         names += _behind([*used, *pairs, (systems.CONVERGED[0], None)])

@@ -218,9 +218,8 @@ def intervals(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
             seeds = by_seed.loc[key]
             t = float(stdtrit(seeds["trainings"] - 1, 0.5 + LEVEL / 2))
             widths["trainings"] = math.exp(t * seeds["deviation"] * math.sqrt(2))
-        if row["sampler"] == "siddm":
-            alike = _of_other_seeds(rows, row)["value"]
-            off = float(stdtrit(max(len(alike) - 1, 1), 0.5 + LEVEL / 2)) * float(alike.std(ddof=1)) * math.sqrt(2)
+        if row["sampler"] == "siddm" and len(alike := _of_other_seeds(rows, row)["value"]) > 1:
+            off = float(stdtrit(len(alike) - 1, 0.5 + LEVEL / 2)) * float(alike.std(ddof=1)) * math.sqrt(2)
             low, high, of = min(low, value - off), max(high, value + off), "trainings"
         tight = math.nan
         if (row["run"], row["metric"]) in by_rounding.index:

@@ -41,8 +41,7 @@ COLLAPSED = 0.5  # share of samples that look like their classes, below which a 
 
 def compared(profile: Profile) -> list[str]:
     """What a comparison of systems is of: real images, the toy where a profile trains adversarially, and all cells."""
-    toys = TOYS if any(cell.generates for cell in profile.cells.values()) else {}
-    return [systems.FLOOR, *toys, *profile.cells]
+    return [systems.FLOOR, *(TOYS if profile.generators else []), *profile.cells]
 
 
 def method(profile: Profile, cell: str) -> str:

@@ -314,6 +314,7 @@ class Profile(Strict):
     @model_validator(mode="after")
     def _consistent(self) -> "Profile":
         from fdm.data.sources import SOURCES  # which, as the frameworks, imports torch
+        from fdm.samplers import SAMPLERS
 
         if self.dataset.name not in SOURCES:
             raise ValueError(
@@ -326,6 +327,11 @@ class Profile(Strict):
             if len(set(seeds)) < len(seeds):
                 raise ValueError(f"{where}: {seeds} is not allowed; a seed is there twice")
         errors = self.evaluation.errors
+        for each in self.evaluation.settings:
+            for wanted in each.cells or []:
+                if wanted in self.cells and SAMPLERS[each.sampler].flows == self.cells[wanted].generates:
+                    why = "a generator, sampled by siddm alone" if self.cells[wanted].generates else "no generator"
+                    raise ValueError(f"evaluation.settings, {each.sampler}: {wanted} is {why}")
         for where, cells in [
             *(("settings", each.cells) for each in self.evaluation.settings), ("errors", errors and errors.cells),
             ("errors", errors and errors.gradients),
@@ -452,6 +458,16 @@ class Profile(Strict):
             for seed in self.seeds_of(name):
                 values = cell.model_dump(exclude={"seeds"}) | {"cell": name, "seed": seed}
                 yield f"{name}-{seed}", RunParams.model_validate(values)
+
+    @property
+    def few_steps(self) -> list[str]:
+        """The cells that are trained for few steps."""
+        return [name for name, cell in self.cells.items() if cell.few_steps]
+
+    @property
+    def generators(self) -> list[str]:
+        """Those of them whose networks draw."""
+        return [name for name in self.few_steps if self.cells[name].generates]
 
     @property
     def trained(self) -> dict[str, RunParams]:

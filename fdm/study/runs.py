@@ -593,7 +593,7 @@ def _compare(profile: Profile, cell: str, advance: Advance) -> pd.DataFrame:
         _require_heads(profile, run)
     with _as_imported(*(systems.memory(profile, run) for run in profile.runs_of(cell))):
         found = systems.compare(profile, cell, dataset, lambda run: expected(profile, run, dataset), device, advance)
-    if any(about.few_steps for about in profile.cells.values()):
+    if profile.few_steps:
         images = few_steps.pictures(profile, cell, dataset, device)
         replace(place, functools.partial(save_file, images))
     return found
