@@ -43,7 +43,8 @@ class Generator(Denoiser):
 class Critic(nn.Module):
     """A U-Net that tells whether images are real, and says beside it what is clean in them and what lies above them.
 
-    It sees x and, where it judges pairs, the image that lies a level above; else zeros.
+    It sees x and, where it judges pairs, the image that lies a level above; else zeros. Its preconditioning is EDM's,
+    whatever that of the denoiser is.
     """
 
     def __init__(self, network: dict[str, Any], denoiser: Denoiser) -> None:

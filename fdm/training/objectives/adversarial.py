@@ -173,10 +173,7 @@ class Adversarial:
         return noise | {"k": k, "z": torch.randn(n, LATENT, generator=generator, device=device)}
 
     def step(self, engine: Engine, batch: Batch) -> Losses:
-        """Take one step of both optimisers on a part of a batch, or add to their gradients; returns the mean losses.
-
-        The first, `loss`, is the generator's.
-        """
+        """Take one step of both optimisers; returns the mean losses, of which the first, `loss`, is the generator's."""
         labels, random = batch.class_labels, batch.random
         with engine.part() as models:
             it = pair(
