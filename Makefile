@@ -92,7 +92,7 @@ lab: .venv/ready
 	jupyter lab notebooks
 
 lock: .venv/ready
-	uv pip compile pyproject.toml --group dev --universal --generate-hashes --no-emit-index-url --no-header \
+	uv pip compile pyproject.toml --extra study --group dev --universal --generate-hashes --no-emit-index-url --no-header \
 		--python-version 3.11 --quiet --output-file requirements.lock
 
 clean:

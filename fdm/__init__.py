@@ -1,21 +1,37 @@
 """The Fast Diffusion Model (arXiv 2306.06991), rebuilt as a study that can be rerun.
 
 import fdm
-denoiser = fdm.load("edm-fdm-0")         # a network that the study trained, from its clone
+denoiser = fdm.load("edm-fdm-0")         # a network that the study trained
 images = fdm.sample(denoiser, n=64)      # uint8 (64, 1, 8, 8)
+
+With a network of your own: fdm.precondition(net, ...) makes it a denoiser, fdm.loss(denoiser, images) is what a step of
+its training minimises, and fdm.samplers["ddim"] is one way to sample it. docs/own_code.md has three complete programs.
 """
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # importing torch takes seconds, which the command line's shorter commands do without
-    from torch import Tensor
+    from torch import Generator, Tensor, nn
 
     from fdm.model.denoiser import Denoise, Denoiser
+    from fdm.params import Framework, Kernel
 
+__version__ = "0.1.0"
+__all__ = ["load", "loss", "precondition", "restore", "sample", "samplers"]
+
+# In a clone, by profile; the package brings those of the default one.
 NETWORKS = Path(__file__).resolve().parents[1] / "results"
+BROUGHT = Path(__file__).resolve().parent / "networks"
+
+
+def __getattr__(name: str) -> Any:
+    if name == "samplers":
+        return importlib.import_module("fdm.samplers")
+    raise AttributeError(f"module 'fdm' has no attribute {name!r}")
 
 
 def load(name: str | Path = "edm-fdm-0", profile: str = "digits") -> Denoiser:
@@ -29,11 +45,112 @@ def load(name: str | Path = "edm-fdm-0", profile: str = "digits") -> Denoiser:
     path = Path(name)
     if path.suffix != ".safetensors":
         folder = NETWORKS / profile / "networks"
+        if not folder.is_dir() and profile == "digits":
+            folder = BROUGHT
         path = folder / f"{name}.safetensors"
         if not path.is_file():
             known = ", ".join(sorted(file.stem for file in folder.glob("*.safetensors"))) or "none"
             raise FdmError(f"There is no network named {name} in {folder}; there are: {known}.")
     return checkpoints.load(path)[0]
+
+
+def precondition(
+    net: nn.Module,
+    framework: Framework = "edm",
+    kernel: Kernel = "fdm",
+    multiplier: float = 2.0,
+    shape: tuple[int, int, int] = (3, 32, 32),
+    classes: int = 0,
+) -> Denoiser:
+    """A denoiser D(x; sigma) around a raw network F of your own, with FDM's input scaling or without.
+
+    D = c_skip x + c_out F(c_in x, c_noise), with the coefficients of EDM's Table 1 (arXiv 2206.00364); FDM
+    (arXiv 2306.06991) changes c_in alone.
+
+    Parameters
+    ----------
+    net : nn.Module
+        Called as net(c_in x, c_noise) with (N, C, H, W) and (N,), and with one-hot labels (N, classes) as a third
+        argument where there are classes. Returns (N, C, H, W), or something that holds it as `sample`.
+    framework : "vp", "ve" or "edm"
+    kernel : "baseline" or "fdm"
+    multiplier : float
+        FDM's m, above 0: how fast its process is. The baseline and VE do without.
+    shape : tuple of int
+        Channels, height and width of the images; square.
+    classes : int
+        Number of classes, 0 for none.
+
+    Raises
+    ------
+    FdmError
+        For an unknown framework or kernel, a multiplier that is not above 0, and images that are not square.
+    """
+    from fdm.files import FdmError
+    from fdm.model.denoiser import Denoiser
+    from fdm.model.foreign import Foreign
+    from fdm.process.frameworks import FRAMEWORKS
+
+    for value, known in ((framework, [*FRAMEWORKS]), (kernel, ["baseline", "fdm"])):
+        if value not in known:
+            raise FdmError(f"{value!r} is not known; there are: {', '.join(known)}.")
+    if not multiplier > 0:
+        raise FdmError(f"multiplier is {multiplier}; it must be above 0.")
+    try:
+        raw = Foreign(net, shape, classes)
+    except ValueError as error:
+        raise FdmError(f"{error}.") from error
+    return Denoiser(raw, framework, kernel, multiplier if kernel == "fdm" else 1.0)
+
+
+def loss(
+    denoiser: Denoiser,
+    images: Tensor,
+    class_labels: Tensor | None = None,
+    step: int = 0,
+    warmup_steps: int = 0,
+    generator: Generator | None = None,
+) -> Tensor:
+    """The loss of a batch, (): the weighted squared error of D, each image at a noise level drawn for it.
+
+    Levels and weights are those of the denoiser's framework (EDM, arXiv 2206.00364, Table 1).
+
+    Parameters
+    ----------
+    denoiser : Denoiser
+        From `precondition` or `load`.
+    images : Tensor
+        Float, (N, C, H, W), in [-1, 1].
+    class_labels : Tensor, optional
+        One-hot, (N, classes).
+    step, warmup_steps : int
+        FDM's second change: during the first `warmup_steps` steps the weight has a ceiling, which grows from 5 to 500
+        (arXiv 2306.06991). 0 for none.
+    generator : torch.Generator, optional
+        What is random, on the images' device; otherwise it follows from torch's own seed.
+
+    Raises
+    ------
+    FdmError
+        For images that are not float, or of another shape than the denoiser's.
+    """
+    import torch
+
+    from fdm.files import FdmError
+    from fdm.process import momentum
+    from fdm.process.frameworks import FRAMEWORKS
+    from fdm.training.objectives import denoising
+
+    if not images.is_floating_point():
+        raise FdmError(f"The images are {images.dtype}; scale them to [-1, 1], such as images.float() / 127.5 - 1.")
+    if tuple(images.shape[1:]) != denoiser.shape:
+        raise FdmError(f"The images are {tuple(images.shape[1:])} and the denoiser's {denoiser.shape}.")
+    if generator is None:
+        generator = torch.Generator(images.device).manual_seed(int(torch.randint(2**62, ())))
+    u = FRAMEWORKS[denoiser.framework].draw(len(images), generator)
+    noise = torch.randn(images.shape, generator=generator, device=images.device)
+    ceiling = momentum.weight_ceiling(step, warmup_steps)
+    return denoising.loss(denoiser, images, u, noise, class_labels, ceiling=ceiling).mean()
 
 
 def sample(

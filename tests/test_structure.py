@@ -1,7 +1,6 @@
 """What must agree between the files of the project: environments, rooms, pipeline, profiles, notebooks, README."""
 
 import ast
-import fnmatch
 import graphlib
 import inspect
 import re
@@ -68,7 +67,8 @@ def test_lock_pyproject_and_environment_agree():
         if match := re.match(r"([a-z0-9._-]+)==(\S+)", line):
             pins.setdefault(canonicalize_name(match[1]), []).append(match[2])
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    wanted = [*project["project"]["dependencies"], *project["dependency-groups"]["dev"]]
+    extra = project["project"]["optional-dependencies"]["study"]
+    wanted = [*project["project"]["dependencies"], *extra, *project["dependency-groups"]["dev"]]
     for requirement in map(Requirement, wanted):
         versions = pins.get(canonicalize_name(requirement.name))
         assert versions, f"{requirement.name} is not in the lock: make lock"
@@ -114,11 +114,19 @@ def room(module: str) -> str:
 
 def test_every_module_is_in_a_room_that_is_installed():
     packages = {path.parent.relative_to(ROOT) for path in SOURCE.values()}
-    assert {room(module) for module in SOURCE} == {*ROOMS, "study", "repro", "files", "params", "", "__main__"}
+    assert {room(module) for module in SOURCE} == {
+        *ROOMS,
+        "study",
+        "repro",
+        "files",
+        "params",
+        "diffusers",
+        "",
+        "__main__",
+    }
     assert all((ROOT / package / "__init__.py").is_file() for package in packages)
-    found = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]["include"]
-    names = {".".join(package.parts) for package in packages}
-    assert {name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in found)} == names
+    found = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    assert {*found} == {".".join(package.parts) for package in packages} | {"fdm.networks"}
 
 
 def test_the_package_stands_on_itself_from_the_process_to_the_study_and_the_study_on_nothing_of_its_repetition():
@@ -150,9 +158,10 @@ def test_the_file_of_a_room_does_nothing_and_that_of_the_samplers_only_lists_the
         if module != "samplers":
             assert rest == [], f"{module} does something"
             continue
-        *imports, samplers, grids = rest
+        *imports, samplers, grids, asked = rest
         assert all(isinstance(node, ast.ImportFrom) for node in imports)
         assert [samplers.target.id, grids.target.id] == ["SAMPLERS", "GRIDS"]
+        assert ast.unparse(asked) == "modules[__name__].__class__ = Registry"
         for registry in (samplers, grids):
             assert isinstance(registry, ast.AnnAssign)
             assert all(isinstance(key, ast.Constant) for key in registry.value.keys)

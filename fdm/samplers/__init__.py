@@ -1,6 +1,7 @@
 """How to walk back along dx/dsigma = (x - D(x; sigma)) / sigma. One file an algorithm, one line here."""
 
 from collections.abc import Callable
+from sys import modules
 
 from fdm.samplers.adams import AB, IPNDM
 from fdm.samplers.contract import Sampler
@@ -16,6 +17,7 @@ from fdm.samplers.keep_noise import DCW, EPSILON_SCALING
 from fdm.samplers.masf import MASF
 from fdm.samplers.multivariate import EM, FLOW, SSCS, CLDTime
 from fdm.samplers.pndm import F_PNDM, S_PNDM
+from fdm.samplers.registry import Registry
 from fdm.samplers.scaled import SCALED_DPM_2M, SCALED_IPNDM
 from fdm.samplers.sde_dpm import SDE_DPM_2M
 from fdm.samplers.siddm import SIDDM, Ladder
@@ -59,3 +61,5 @@ GRIDS: dict[str, Callable[..., Grid]] = {
     "cld-time": CLDTime,
     "ladder": Ladder,
 }
+
+modules[__name__].__class__ = Registry
