@@ -162,6 +162,16 @@ def _option(text: str) -> tuple[str, float | str]:
         return name, value
 
 
+def new_profile(args: argparse.Namespace) -> None:
+    """Write a profile for pictures of your own: it reads them all, and writes profiles/NAME/params.yaml."""
+    from fdm.repro import new_profile
+
+    profile, told = new_profile.write(args.name, args.images, args.gpu)
+    print("\n".join(told))
+    print(f"{profile.params_file} is written: {len(profile.runs)} training runs. Next:")
+    print(f"  make plan PROFILE={args.name}     what it will cost here\n  make repro PROFILE={args.name}    run it")
+
+
 def import_checkpoint(args: argparse.Namespace) -> None:
     """Turn a published network pickle into safetensors and JSON, running nothing from the file."""
     from fdm.model import checkpoints, released
@@ -248,6 +258,11 @@ def main(argv: list[str] | None = None) -> int:
             command.add_argument("--revision", default="HEAD", help="whose source made the results on record (HEAD)")
         if function is explain:
             command.add_argument("name", nargs="?", help="such as 'table1[vp,fdm,100%%]'")
+    command = commands.add_parser("new-profile", help=new_profile.__doc__, description=new_profile.__doc__)
+    command.add_argument("name", metavar="NAME", help="of the profile: a-z, 0-9 and hyphens")
+    command.add_argument("--images", type=Path, required=True, metavar="PATH", help="the folder of the pictures")
+    command.add_argument("--gpu", action="store_true", help="a larger network and budget, for one GPU")
+    command.set_defaults(function=new_profile, params=None)
     command = commands.add_parser("import-checkpoint", help=import_checkpoint.__doc__)
     command.add_argument("file", type=Path, help="edm-*.pkl or network-snapshot-*.pkl")
     command.add_argument("--out", type=Path, required=True, help="folder for <name>.safetensors and <name>.json")

@@ -724,6 +724,20 @@ def test_a_picture_of_too_many_pixels_is_refused(study, monkeypatch, limit):
         of_folder({f"{i}.png": encoded(random_images(4, 4, seed=i)) for i in range(32)} | {"big.png": colourful()})
 
 
+def test_all_pictures_that_cannot_be_read_are_told_at_once(tmp_path):
+    rng = np.random.default_rng(0)
+    for n in range(40):
+        Image.fromarray(rng.integers(0, 256, (9, 9), np.uint8)).save(tmp_path / f"{n:02}.png")
+    for n in (3, 7, *range(20, 32)):
+        (tmp_path / f"{n:02}.png").write_bytes(b"no picture")
+    told = (
+        r"03\.png in .* cannot be read \(it is no picture\), nor can 13 more: 07\.png, 20\.png, .*28\.png, \.\.\.; mend"
+    )
+    with pytest.raises(FdmError, match=told) as error:
+        archives.folder(DatasetParams(name="folder", path=str(tmp_path), resolution=8, conditional=False))
+    assert "29.png" not in str(error.value)
+
+
 def test_a_subfolder_that_cannot_be_listed_is_a_sentence(study, monkeypatch):
     write(Path("mine"), grey_pictures(32, "sub/"))
     scan = os.scandir

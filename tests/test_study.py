@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
+from PIL import Image
 from safetensors.numpy import save_file
 
 from fdm.files import FdmError
@@ -215,6 +217,19 @@ def test_reports_and_figures_are_the_same_bytes_each_time(profile, tmp_path):
     show.write_plots(profile, rows, measurements.losses(profile))
     curve = pd.read_csv(profile.results / "plots" / "quality_by_nfe.csv")
     assert list(curve["nfe"]) == [5, 11, 17, 25, 49, 79]
+
+
+def test_trajectories_of_colour_pictures_are_drawn_in_their_colours_and_each_step_once(tmp_path):
+    colours = torch.tensor([[1.0, -1.0, -1.0], [-1.0, 1.0, 0.0], [0.5, 0.5, 1.0]])  # of three steps
+    path = colours[:, :, None, None].expand(3, 3, 8, 8).numpy()
+    plate = figures.trajectories({("edm", "baseline"): path, ("edm", "fdm"): path[::-1]})
+    assert len(plate.axes) == 2 * len(colours)
+    assert [ax.get_title() for ax in plate.axes[:3]] == ["step 0", "step 1", "sample"]
+    assert [text.get_text() for ax in plate.axes for text in ax.texts] == ["EDM", "EDM-FDM"]
+    figures.save(plate, tmp_path, "paths", [])
+    drawn = np.asarray(Image.open(tmp_path / "paths.png").convert("RGB")).reshape(-1, 3)
+    shown = {tuple(pixel) for pixel in np.unique(drawn, axis=0)}
+    assert {(255, 0, 0), (0, 255, 128), (191, 191, 255)} <= shown
 
 
 def test_what_differs_by_rounding_alone_is_left_as_it_is_and_all_else_is_written(profile, tmp_path):

@@ -35,6 +35,7 @@ AFHQV2_IMAGES = 15_803  # training and test part together, as in EDM
 FFHQ_IMAGES, FFHQ_SIDE = 70_000, 1024
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # whatever the name says: other readers of PIL start programs
+LISTED = 10  # names of unreadable pictures, besides the first, that are told
 FEWEST = 32  # pictures in a folder: the scoring needs two halves
 
 
@@ -194,23 +195,32 @@ def _opened(path: Path) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
 def _decode(path: Path, names: list[str], read: Callable, prepare: Callable, side: int) -> np.ndarray:
     """Pictures as `prepare` turns them into RGB ones, with Lanczos to side x side: uint8 (N, 3, side, side).
 
-    Raises FdmError naming a picture that cannot be read.
+    Raises FdmError naming the pictures that cannot be read, the first with the reason.
     """
-    images = np.empty((len(names), 3, side, side), np.uint8)
+    images, unread = np.empty((len(names), 3, side, side), np.uint8), dict[str, str]()
+    told: BaseException | None = None
 
     def fill(n: int) -> None:
+        nonlocal told
         try:
             with Image.open(io.BytesIO(read(names[n])), formats=FORMATS) as picture:
                 small = prepare(picture).resize((side, side), Image.Resampling.LANCZOS)
             images[n] = np.asarray(small).transpose(2, 0, 1)
         except Exception as error:  # decoders fail in many ways on a damaged picture
-            reason = "it is no picture" if isinstance(error, UnidentifiedImageError) else str(error).rstrip(".")
-            raise FdmError(f"{names[n]} in {path} cannot be read ({reason}); mend or replace it.") from error
+            unread[names[n]] = (
+                "it is no picture" if isinstance(error, UnidentifiedImageError) else str(error).rstrip(".")
+            )
+            told = error
 
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:  # PIL decodes without Python's lock
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         for _ in tqdm(pool.map(fill, range(len(names))), total=len(names), desc=path.name, unit="img"):
             pass
+    if unread:
+        first, *others = sorted(unread)
+        listed = ", ".join(others[:LISTED]) + (", ..." if len(others) > LISTED else "")
+        more = f", nor can {len(others):,} more: {listed}; mend or replace them" if others else "; mend or replace it"
+        raise FdmError(f"{first} in {path} cannot be read ({unread[first]}){more}.") from told
     return images
 
 

@@ -211,7 +211,12 @@ def sample_grids(grids: dict[tuple[str, str], np.ndarray]) -> Figure:
 
 
 def trajectories(paths: dict[tuple[str, str], np.ndarray], columns: int = 8) -> Figure:
-    """How a sample comes about: what D makes of x at some of the steps, float (steps + 1, C, H, W); the sample last."""
+    """How a sample comes about: what D makes of x, float (steps + 1, C, H, W), the sample last.
+
+    Of at most so many steps as there are `columns`, each once.
+    """
+    last = max(len(path) for path in paths.values()) - 1
+    columns = min(columns, last + 1)
     figure, axes = plt.subplots(
         len(paths),
         columns,
@@ -222,7 +227,8 @@ def trajectories(paths: dict[tuple[str, str], np.ndarray], columns: int = 8) -> 
     for number, (row, ((framework, kernel), path)) in enumerate(zip(axes, paths.items(), strict=True)):
         steps = np.linspace(0, len(path) - 1, columns).round().astype(int)
         for ax, step in zip(row, steps, strict=True):
-            _picture(ax, (np.clip((path[step] + 1) / 2, 0, 1) * 255).transpose(1, 2, 0))
+            pixels = (np.clip((path[step] + 1) / 2, 0, 1) * 255).round().astype(np.uint8)  # floats in colour end at 1
+            _picture(ax, pixels.transpose(1, 2, 0))
             if step == 0:
                 ax.text(-0.15, 0.5, label(framework, kernel), transform=ax.transAxes, ha="right", va="center")
             if number == 0:
