@@ -18,7 +18,10 @@ from fdm.study.profiles import Profile
 from . import made_up
 from .conftest import ROOT
 
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "benchmarks/README.md", "notebooks/05_report.md", "notebooks/05_short.md")
+PAGES = [f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = (
+    "README.md", "CONTRIBUTING.md", "benchmarks/README.md", "notebooks/05_report.md", "notebooks/05_short.md", *PAGES
+)  # fmt: skip
 NAME = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
 PROFILES = ["digits", *sorted(path.parent.name for path in (ROOT / "profiles").glob("*/params.yaml"))]
 MARK = "<!--={}-->{}<!--/-->"
@@ -40,7 +43,7 @@ def concluded(profile: Profile) -> None:
 def concluded_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study with made-up results of the evidence."""
     folder = tmp_path_factory.mktemp("concluded") / "study"
-    for name in ("fdm", "profiles", "notebooks", "results/published", "benchmarks/results"):
+    for name in ("fdm", "docs", "profiles", "notebooks", "results/published", "benchmarks/results"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("params.yaml", "dvc.yaml", "README.md", "benchmarks/README.md"):
         shutil.copy(ROOT / name, folder / name)
@@ -233,21 +236,23 @@ def test_in_a_copy_without_benchmarks_their_values_stay(study):
         report.refreshed(text, report.numbers(profiles.find("digits")), "README.md")
 
 
-def test_readme_renews_the_values_and_the_verdicts_of_both_documents(exact, capsys):
-    readme, speeds = Path("README.md"), Path("benchmarks/README.md")
-    for path in (readme, speeds):
+def test_readme_renews_the_values_and_the_verdicts_of_all_documents(exact, capsys):
+    readme, method, speeds = Path("README.md"), Path("docs/method.md"), Path("benchmarks/README.md")
+    for path in (readme, method, speeds):
         path.write_text(re.sub(r"(<!--=.*?-->).*?(<!--/-->)", r"\1?\2", path.read_text(), flags=re.DOTALL))
     assert main(["readme"]) == 0
-    assert capsys.readouterr().out == "README.md is brought up to date.\nbenchmarks/README.md is brought up to date.\n"
-    for path in (readme, speeds):
+    renewed = {line.split()[0] for line in capsys.readouterr().out.splitlines()}
+    assert {"README.md", "docs/method.md", "benchmarks/README.md"} <= renewed
+    for path in (readme, method, speeds):
         assert not re.search(r"<!--=.*?-->\?<!--/-->", path.read_text())
     text = readme.read_text()
-    assert MARK.format("digits: training.epochs", "31") in text
+    assert MARK.format("digits: training.epochs", "31") in method.read_text()
     verdicts = " ".join(text.split(show.BEGIN)[1].split(show.END)[0].split())
     assert report.numbers(exact)["worst EDM, c_in, exact"] in verdicts
     assert main(["readme"]) == 0
     assert capsys.readouterr().out == ""
-    speeds.unlink()
+    for path in (*Path("docs").glob("*.md"), speeds):
+        path.unlink()
     assert list(show.documents(exact)) == [Path.cwd() / "README.md"]
 
 
@@ -283,7 +288,7 @@ def test_documents_have_no_long_line_and_no_mark_that_would_end_a_paragraph(docu
 
 def test_documents_name_modules_and_files_that_are_there():
     place = re.compile(r"`((?:fdm|tests|profiles|notebooks|benchmarks|results)/[\w./-]+\.\w+)`")
-    for document in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md", "notebooks/05_report.md"):
+    for document in DOCUMENTS:
         for name in place.findall((ROOT / document).read_text()):
             assert (ROOT / name).is_file(), f"{document} names {name}"
     rooms = (ROOT / "CONTRIBUTING.md").read_text()

@@ -603,13 +603,20 @@ def test_executed_notebooks_are_of_the_committed_sources_with_outputs_and_no_err
 # ---------------------------------------------------------------------------------------------------- README
 
 
-def test_the_readme_shows_the_measured_verdicts():
-    text = (ROOT / "README.md").read_text()
-    assert show.readme(profiles.find("exact")) == text, "python -m fdm readme"
+def test_the_readme_and_the_pages_show_what_was_measured():
+    for path, text in show.documents(profiles.find("exact")).items():
+        assert path.read_text() == text, f"{path.name}: python -m fdm readme"
+
+
+def test_the_readme_is_short():
+    """One screen and a half: what, the answer, the figure, two commands, where to go."""
+    assert len((ROOT / "README.md").read_text().split()) < 900
 
 
 def test_links_in_the_documents_lead_somewhere():
-    for document in ("README.md", "CONTRIBUTING.md", "results/exact/REPORT.md"):
+    pages = [f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))]
+    assert len(pages) > 4
+    for document in ("README.md", "CONTRIBUTING.md", "results/exact/REPORT.md", *pages):
         for link in re.findall(r"\]\(([^)#]+)", (ROOT / document).read_text()):
             if "://" not in link:
                 assert (ROOT / document).parent.joinpath(link).exists(), f"{document} links to {link}"

@@ -10,7 +10,7 @@ from IPython.display import Markdown, display
 from pydantic import BaseModel
 
 from fdm.data.sources import SOURCES
-from fdm.files import FdmError, json_text, root, write_text
+from fdm.files import FdmError, json_text, relative, root, write_text
 from fdm.model import checkpoints
 from fdm.process.frameworks import FRAMEWORKS, SIGMA_DATA, coefficients
 from fdm.samplers import GRIDS, SAMPLERS
@@ -268,7 +268,7 @@ def by_norm(kept: dict[tuple[str, str], dict]) -> pd.DataFrame:
 
 # ------------------------------------------------------------------------------------------------------ README
 
-OTHERS = ("docs/running.md", "benchmarks/README.md")
+OTHERS = ("docs/*.md", "benchmarks/README.md")
 BEGIN, END = "<!-- verdicts: generated, see CONTRIBUTING.md -->", "<!-- end of verdicts -->"
 
 
@@ -289,8 +289,6 @@ def readme(profile: Profile) -> str:
 def documents(profile: Profile) -> dict[Path, str]:
     """The texts that are renewed in place, as they should be, by their paths: README.md and those of `OTHERS`."""
     out, values = {root() / "README.md": readme(profile)}, report.numbers(profile)
-    for name in OTHERS:
-        path = root() / name
-        if path.is_file():
-            out[path] = report.refreshed(path.read_text(encoding="utf-8"), values, name)
+    for path in (path for name in OTHERS for path in sorted(root().glob(name))):
+        out[path] = report.refreshed(path.read_text(encoding="utf-8"), values, relative(path))
     return out

@@ -1,0 +1,3 @@
+FROM python:3.12
+COPY . /study
+RUN cd /study && make venv
