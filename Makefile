@@ -11,6 +11,7 @@
 # make check   validate the parameters of PROFILE and run nothing
 # make venv    set up .venv from requirements.lock (the other targets do that when it is missing or stale)
 # make lock    resolve requirements.lock again from pyproject.toml
+# make site    build the study as pages, in build/site/html: open index.html
 # make clean   remove what the pipeline keeps for itself (build, and work with interrupted trainings), not the results
 #
 # make repro PROFILE=smoke selects another profile, one of the folders in profiles/.
@@ -26,7 +27,7 @@ export PYTHONPATH := $(CURDIR)
 export PYTHONDONTWRITEBYTECODE :=
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help repro test check-fast style lab plan doctor verify accept rounding bench check venv lock clean
+.PHONY: site help repro test check-fast style lab plan doctor verify accept rounding bench check venv lock clean
 
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
@@ -47,13 +48,7 @@ repro: .venv/ready
 	@python -m fdm pipeline --params $(FOLDER)/params.yaml
 	dvc repro $(FOLDER)/dvc.yaml
 	@test $(PROFILE) != exact || python -m fdm readme --params $(FOLDER)/params.yaml
-	@echo
-	@if test -z "$$(git status --porcelain results/$(PROFILE) 2>/dev/null)"; then \
-		echo "results/$(PROFILE) is as committed: what was computed here agrees with it, or is nothing new."; \
-	else \
-		echo "Other than committed, as it did not agree or is new:"; git status --short results/$(PROFILE); \
-	fi
-	@echo "This machine's own numbers are in build/$(PROFILE)/here; make verify PROFILE=$(PROFILE) compares them one by one."
+	@python -m fdm outcome --params $(FOLDER)/params.yaml
 
 check: .venv/ready
 	@python -m fdm check --params $(FOLDER)/params.yaml
@@ -91,8 +86,14 @@ test: style
 lab: .venv/ready
 	jupyter lab notebooks
 
+site: .venv/ready
+	@python docs/site/stage.py build/site/source
+	sphinx-build -q -W --keep-going -b html -c docs/site -D html_extra_path=$(CURDIR)/build/site/extra \
+		build/site/source build/site/html
+	@echo "The site is in build/site/html; open index.html there."
+
 lock: .venv/ready
-	uv pip compile pyproject.toml --extra study --group dev --universal --generate-hashes --no-emit-index-url --no-header \
+	uv pip compile pyproject.toml --extra study --extra site --group dev --universal --generate-hashes --no-emit-index-url --no-header \
 		--python-version 3.11 --quiet --output-file requirements.lock
 
 clean:

@@ -141,6 +141,13 @@ def restore(args: argparse.Namespace) -> None:
     )
 
 
+def outcome(profile: Profile, args: argparse.Namespace) -> None:
+    """Say what the profile came to: its headline, whether it is as committed, and what to do next."""
+    from fdm.repro import outcome
+
+    print(outcome.text(profile))
+
+
 def readme(profile: Profile, args: argparse.Namespace) -> None:
     """Bring the numbers and the verdicts in README.md and benchmarks/README.md up to date with what is on record."""
     from fdm.study import show
@@ -231,7 +238,7 @@ def doctor(args: argparse.Namespace) -> None:
 
 COMMANDS = [
     check, pipeline, code, prepare, reference, train, cells, heads, systems, restoration, fetch, notebook, publish,
-    readme, plan, verify, explain, rounding, accept,
+    outcome, readme, plan, verify, explain, rounding, accept,
 ]  # fmt: skip
 
 

@@ -13,9 +13,11 @@ from fdm.repro import pipeline
 from fdm.study import (
     agreement,
     closure,
+    eleven,
     few_steps,
     few_steps_plates,
     grid_toy,
+    measurements,
     profiles,
     runs,
     standings,
@@ -60,7 +62,7 @@ def made_up(profile, noise: float = 0.01) -> pd.DataFrame:
 
 def test_every_continuation_spends_the_same_number_of_evaluations():
     table = few_steps.prices(profiles.find("few-steps"))
-    assert len(table) == 12
+    assert len(table) == 11
     assert set(table["evaluations, thousands"]) == {"576"}
 
 
@@ -98,14 +100,14 @@ def test_adversarial_trainings_that_had_better_been_left_alone_are_counted(profi
     table = few_steps.failures(profile, rows).set_index(["kernel", "method", "nfe"])
     assert table.loc[("baseline", "SIDDM, toy's form", 4)].tolist() == [3, 2, 0]
     assert table.loc[("baseline", "DDGAN", 4)].tolist() == [3, 3, 3]
-    assert table.loc[("fdm", "SIDDM", 4)].tolist() == [3, 0, 0]
+    assert table.loc[("baseline", "SIDDM", 4)].tolist() == [3, 0, 0]
     assert "MMD-DDM" not in {method for _, method, _ in table.index}
 
 
 def test_the_kernels_are_compared_after_each_method_and_other_numbers_of_steps_with_the_start(profile):
     rows = made_up(profile)
     table = few_steps.kernels(profile, rows).set_index(["method", "nfe"])
-    assert {("MMD-DDM", 5), ("MMD-DDM", 10), ("SIDDM", 4), ("as it was", 15)} <= {*table.index}
+    assert {("MMD-DDM", 5), ("MMD-DDM", 10), ("as it was", 15)} <= {*table.index}
     assert table["ratio"].to_numpy() == pytest.approx(1.5, rel=0.05)
     assert set(table["counts"]) == {"worse"}
     elsewhere = few_steps.elsewhere(profile, rows)
@@ -139,16 +141,13 @@ def test_the_figures_show_each_at_the_evaluations_that_it_was_trained_for(profil
 
 
 def keep(profile) -> None:
-    """Samples of every cell and form on record, of one grey each."""
-    for number, name in enumerate(few_steps.compared(profile)[1:]):
+    """Samples of every cell on record, of one grey each."""
+    for number, name in enumerate(profile.cells):
         path = profile.compared(name).with_suffix(".safetensors")
         path.parent.mkdir(parents=True, exist_ok=True)
-        if name in few_steps.TOYS:
-            save_file({str(n): torch.randn(50, 2) for n in few_steps.TOY_STEPS}, path)
-        else:
-            keys = {key for cell, key, _ in _shown(profile) if cell == name} or {"DDIM/5"}
-            grey = torch.full((few_steps.SHOWN, 1, 8, 8), 10 * number, dtype=torch.uint8)
-            save_file({key: grey.clone() for key in keys}, path)
+        keys = {key for cell, key, _ in _shown(profile) if cell == name} or {"DDIM/5"}
+        grey = torch.full((few_steps.SHOWN, 1, 8, 8), 10 * number, dtype=torch.uint8)
+        save_file({key: grey.clone() for key in keys}, path)
 
 
 def _shown(profile):
@@ -159,12 +158,13 @@ def test_samples_stand_in_rows_of_equal_latents(profile):
     keep(profile)
     kept, shown = few_steps.kept(profile), few_steps.shown(profile, "fdm")
     assert [title for _, _, title in shown] == [
-        "DDIM, as it was, 4", "DDIM, as it was, 5", "DDIM, as it was, 10", "MMD-DDM, 5", "MMD-DDM, 10", "SIDDM, 4",
+        "DDIM, as it was, 5", "DDIM, as it was, 10", "MMD-DDM, 5", "MMD-DDM, 10",
     ]  # fmt: skip
     plate = few_steps_plates.sheet(kept, shown, images=3)
     assert len(plate.axes) == 3 * len(shown)
-    assert plate.axes[-1].images[0].get_array().max() == kept["edm-fdm-siddm4"]["four draws/4"].max()
-    toys = few_steps_plates.toys(kept, [*few_steps.TOY_STEPS])
+    assert plate.axes[-1].images[0].get_array().max() == kept["edm-fdm-mmd10"]["DDIM/10"].max()
+    points = {form: {str(n): torch.randn(50, 2) for n in few_steps.TOY_STEPS} for form in grid_toy.FORMS}
+    toys = few_steps_plates.toys(points, [*few_steps.TOY_STEPS])
     assert [ax.get_title() for ax in toys.axes[: len(grid_toy.FORMS)]] == [*grid_toy.FORMS]
 
 
@@ -198,8 +198,8 @@ def test_the_toy_is_remembered_by_what_shapes_it_and_put_on_record(profile, monk
     assert len(asked) == 2 * len(few_steps.TOY_STEPS) * len(profile.seeds) + 1
 
 
-def test_what_a_comparison_is_of_has_the_toy_where_a_profile_trains_adversarially(profile):
-    assert few_steps.compared(profile) == ["real-images", *few_steps.TOYS, *profile.cells]
+def test_a_comparison_is_of_real_images_and_all_cells(profile):
+    assert few_steps.compared(profile) == ["real-images", *profile.cells]
     other = profiles.find("systems")
     assert few_steps.compared(other) == ["real-images", *other.cells]
     assert "09_few_steps" in pipeline.books(profile)
@@ -260,3 +260,30 @@ def test_the_descriptions_of_continuations_hold_their_own_budget(profile, digits
     assert runs.images(profile, "edm-baseline-siddm4-0") == 48_000
     names = {runs.experiment(profile, f"{cell}-0", digits) for cell in profile.cells}
     assert len(names) == len(profile.cells)
+
+
+def test_all_eleven_systems_stand_in_one_table_and_one_figure():
+    profile, systems, restoration = (profiles.find(name) for name in ("few-steps", "systems", "restoration"))
+    rows, restored = measurements.systems(systems), measurements.restorations(restoration)
+    every = eleven.Beside((systems, rows), (profile, made_up(profile)), (restoration, restored))
+    table = eleven.table(every)
+    assert [*dict.fromkeys(table["system"])] == [
+        "FDM", "PNDM", "shifted time steps", "MASF", "Gaussian mixture solver", "multivariate diffusion", "MMD-DDM",
+        "SIDDM", "CCDF", "DoSSR",
+    ]  # fmt: skip
+    assert not table["value"].isna().any()
+    few = table[table["system"].isin(["MMD-DDM", "SIDDM"])].set_index(["system", "nfe"])["value"]
+    assert few.to_dict() == pytest.approx(
+        {("MMD-DDM", 5): 0.5, ("MMD-DDM", 10): 0.5, ("SIDDM", 2): 0.8, ("SIDDM", 4): 0.8}, rel=0.05
+    )
+    ratios = measurements.read(systems.results / "standings" / "ratios.csv")
+    known = ratios[(ratios["cell"] == "edm-baseline") & (ratios["system"] == "F-PNDM") & (ratios["nfe"] == 20)]
+    mine = table[(table["system"] == "PNDM") & (table["nfe"] == 20)].iloc[0]
+    assert mine["value"] == pytest.approx(known[known["quantity"] == SPACES[0]]["ratio"].item())
+    wide = eleven.wide(table).set_index("system")
+    assert wide.loc["PNDM", "20"].startswith(f"{mine['value']:.2f}")
+    assert wide.loc["PNDM", "2"] == ""
+    plate = eleven.plate(every)
+    samples, restorations = ({line.get_label() for line in plate.axes[n].lines} for n in (0, 2))
+    assert {"DDIM", "FDM", "MMD-DDM", "SIDDM"} <= samples
+    assert {"CCDF", "DoSSR"} <= restorations

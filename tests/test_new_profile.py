@@ -1,4 +1,6 @@
-"""A profile for pictures of one's own: what is written follows from the pictures, and is valid."""
+"""A profile for pictures of one's own: what is written follows from the pictures. And what a run says at its end."""
+
+import subprocess
 
 import numpy as np
 import pytest
@@ -6,8 +8,10 @@ from PIL import Image
 
 from fdm.__main__ import main
 from fdm.files import FdmError
-from fdm.repro import new_profile, pipeline
+from fdm.repro import new_profile, outcome, pipeline
 from fdm.study import profiles
+
+from .scratch import ROOT
 
 
 def pictures(folder, n: int, colour: bool, classes: tuple[str, ...] = (".",)):
@@ -60,3 +64,35 @@ def test_pictures_that_cannot_be_used_leave_no_profile(study, tmp_path):
     with pytest.raises(FdmError, match="32 are needed"):
         new_profile.write("mine", pictures(tmp_path / "few", 3, True), False)
     assert not (study / "profiles/mine").exists()
+
+
+def test_a_run_ends_with_its_headline_and_what_is_next():
+    told = outcome.text(profiles.find("exact"))
+    table = (ROOT / "results/exact/tables/verdicts.csv").read_text().splitlines()
+    assert "does not hold" in told
+    assert told.count("exact     C") == sum(line.startswith("exact,C") for line in table)
+    assert "results/exact/tables/verdicts.md" in told
+    assert "results/exact/notebooks/05_evidence.ipynb" in told
+    assert "make verify PROFILE=exact" in told
+    digits = outcome.text(profiles.find("digits"))
+    assert "100% (50 kimg)" in digits
+
+
+def test_what_is_not_as_committed_is_named_at_the_end(scratch_results):
+    path = scratch_results / "results" / "digits" / "tables" / "table1.csv"
+    assert "results/digits is as committed" in outcome.text(profiles.find("digits"))
+    path.write_text(path.read_text() + "\n")
+    told = outcome.text(profiles.find("digits"))
+    assert " M results/digits/tables/table1.csv" in told
+    assert "git checkout results/digits" in told
+
+
+@pytest.fixture
+def scratch_results(study):
+    """The study in git, with the tables of the default profile."""
+    folder = study / "results" / "digits" / "tables"
+    folder.mkdir(parents=True)
+    (folder / "table1.csv").write_text((ROOT / "results/digits/tables/table1.csv").read_text())
+    for command in ("init -q", "add results", "-c user.name=a -c user.email=a@b.c commit -qm results"):
+        subprocess.run(["git", *command.split()], cwd=study, check=True)
+    return study

@@ -309,6 +309,8 @@ LONGER = METHOD | {"source": "finetune", "start": "edm-fdm"}
     ("changes", "sentence"),
     [
         ({"seeds": []}, "seeds: [] is not allowed; list should have at least 1 item"),
+        ({"threads": "3e-3"},
+         "threads: '3e-3' is not allowed; input should be a valid integer; YAML takes it for a word: write 3.0e-3"),
         ({"seeds": [0, 0]}, "seeds: [0, 0] is not allowed; a seed is there twice"),
         ({"cells": {"edm-fdm": METHOD | {"seeds": [3, 3]}}},
          "cells.edm-fdm.seeds: [3, 3] is not allowed; a seed is there twice"),

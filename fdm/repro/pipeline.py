@@ -60,7 +60,6 @@ def code(profile: Profile, stage: str) -> str:
         names += _behind(used)
     if stage == "systems" and par.systems:
         used = [(each.sampler, each.grid) for each in par.systems.systems]
-        names += ["toy"] if profile.generators else []
         crossed = par.systems.crossed
         pairs = itertools.product(crossed.samplers, crossed.grids) if crossed else []
         names += _behind([*used, *pairs, (systems.CONVERGED[0], None)])

@@ -40,8 +40,8 @@ COLLAPSED = 0.5  # share of samples that look like their classes, below which a 
 
 
 def compared(profile: Profile) -> list[str]:
-    """What a comparison of systems is of: real images, the toy where a profile trains adversarially, and all cells."""
-    return [systems.FLOOR, *(TOYS if profile.generators else []), *profile.cells]
+    """What a comparison of systems is of: real images, and all cells."""
+    return [systems.FLOOR, *profile.cells]
 
 
 def method(profile: Profile, cell: str) -> str:
@@ -96,7 +96,7 @@ def over(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
                 if other == cell:
                     continue
                 found = {
-                    space: _ratio(rows, (cell, _system(profile, cell, nfe)), (other, system), space, nfe, c)
+                    space: standings.between(rows, (cell, _system(profile, cell, nfe)), (other, system), space, nfe, c)
                     for space, c in floors.items()
                 }
                 judges = [one for space, one in found.items() if space != space_of(profile, cell)]
@@ -110,19 +110,6 @@ def over(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(out, columns=columns)
 
 
-def _ratio(
-    rows: pd.DataFrame, mine: tuple[str, str], theirs: tuple[str, str], quantity: str, nfe: int, c: float
-) -> standings.Estimate | None:
-    """ln of the ratio of two cells, each by its system, paired by training."""
-    both = {}
-    for key, (cell, system) in (("mine", mine), ("theirs", theirs)):
-        table = standings.values(rows, cell, quantity, nfe, c)
-        if system not in table.index:
-            return None
-        both[key] = table.loc[system]
-    return standings.over(pd.DataFrame(both).dropna().T, "mine", "theirs")
-
-
 def kernels(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
     """FDM over its baseline after each method, by evaluations, in the extractor's space; `counts` is of all spaces."""
     floors, out, cells = standings.floors(rows), list[dict[str, Any]](), dict[tuple[str, int], dict[str, str]]()
@@ -133,7 +120,7 @@ def kernels(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
         if len(both) < 2:
             continue
         fdm, plain = ((both[kernel], _system(profile, both[kernel], nfe)) for kernel in ("fdm", "baseline"))
-        found = [_ratio(rows, fdm, plain, space, nfe, c) for space, c in floors.items()]
+        found = [standings.between(rows, fdm, plain, space, nfe, c) for space, c in floors.items()]
         row = {"method": name, "nfe": nfe} | standings.told(found[0])
         out.append(row | {"counts": standings.verdict(found)})
     return pd.DataFrame(out, columns=["method", "nfe", "ratio", "low", "high", "counts"])
@@ -173,7 +160,7 @@ def elsewhere(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
             continue
         row: dict[str, Any] = {"kernel": about.kernel, "trained for": about.few_steps.steps}
         for nfe in standings.of(profile).nfe:
-            found = _ratio(rows, (cell, first), (str(about.start), first), space, nfe, c)
+            found = standings.between(rows, (cell, first), (str(about.start), first), space, nfe, c)
             row[str(nfe)] = standings.told(found)["ratio"]
         out.append(row)
     return pd.DataFrame(out)
@@ -273,9 +260,8 @@ def of_toys(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def kept(profile: Profile) -> dict[str, dict[str, Tensor]]:
-    """The samples on record: of cells by system and evaluations, of forms of the toy by steps."""
-    names = {name: TOYS.get(name, name) for name in compared(profile) if name != systems.FLOOR}
-    return {key: load_file(profile.compared(name).with_suffix(".safetensors")) for name, key in names.items()}
+    """The samples on record, of cells by system and evaluations."""
+    return {name: load_file(profile.compared(name).with_suffix(".safetensors")) for name in profile.cells}
 
 
 def shown(profile: Profile, kernel: str) -> list[tuple[str, str, str]]:

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -545,6 +546,9 @@ class Profile(Strict):
         return self.runs[name]
 
 
+POWER = re.compile(r"([-+]?\d+)[eE]([-+]?\d+)")  # a number to people and not to YAML, which wants a point
+
+
 class _UniqueKeyLoader(yaml.SafeLoader):
     """YAML that refuses a key given twice, which would otherwise silently win."""
 
@@ -578,7 +582,10 @@ def _sentence(error: ValidationError) -> str:
         return f"{key} is not a known key; allowed here are {', '.join(_table(first['loc'][:-1]).model_fields)}"
     if first["type"] == "missing":
         return f"{key} is missing"
-    return f"{key}: {first['input']!r} is not allowed; {first['msg'][0].lower()}{first['msg'][1:]}"
+    told = f"{key}: {first['input']!r} is not allowed; {first['msg'][0].lower()}{first['msg'][1:]}"
+    if isinstance(first["input"], str) and (number := POWER.fullmatch(first["input"])):
+        told += f"; YAML takes it for a word: write {number[1]}.0e{number[2]}"
+    return told
 
 
 def load(params_file: str | Path) -> Profile:

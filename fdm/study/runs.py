@@ -584,11 +584,6 @@ def _compare(profile: Profile, cell: str, advance: Advance) -> pd.DataFrame:
         with _as_imported():
             return systems.floor(profile, dataset, device)
     place = profile.here / "systems" / f"{cell}{PICTURES}"
-    if cell in few_steps.TOYS:
-        with _as_imported(few_steps.memory(profile, cell)):
-            found, points = few_steps.toys(profile, cell)
-        replace(place, functools.partial(save_file, points))
-        return found
     for run in profile.runs_of(cell):
         _require_heads(profile, run)
     with _as_imported(*(systems.memory(profile, run) for run in profile.runs_of(cell))):

@@ -72,6 +72,19 @@ def over(table: pd.DataFrame, system: str, base: str) -> Estimate | None:
     return rules.paired(table.loc[[system, base]].to_numpy(), np.array([1.0, -1.0]))
 
 
+def between(
+    rows: pd.DataFrame, mine: tuple[str, str], theirs: tuple[str, str], quantity: str, nfe: int, c: float
+) -> Estimate | None:
+    """ln of the ratio of two cells, each by its system, paired by training; None where one of both is missing."""
+    found = {}
+    for key, (cell, system) in (("mine", mine), ("theirs", theirs)):
+        table = values(rows, cell, quantity, nfe, c)
+        if system not in table.index:
+            return None
+        found[key] = table.loc[system]
+    return over(pd.DataFrame(found).dropna().T, "mine", "theirs")
+
+
 def told(estimate: Estimate | None) -> dict[str, float]:
     """Ratio and 95 % interval of an estimate of ln(ratio)."""
     if estimate is None:
