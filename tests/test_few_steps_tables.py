@@ -23,6 +23,8 @@ from fdm.study import (
     standings,
 )
 
+from .scratch import ROOT
+
 SPACES = ("KID(EfficientNet-Lite0)", "KID(pixels)", "KID(classifier)")
 FLOOR = 1e-4
 
@@ -221,6 +223,10 @@ def test_adversarial_trainings_of_another_machine_agree_when_they_are_of_one_law
     assert agreement.systems(path, table([0.9, 1.2, 1.1], 2.0))
     assert not agreement.systems(path, table([0.9, 1.2, 1.1], 3.0))
     assert not agreement.systems(path, table([20.0, 24.0, 19.0], 2.0))
+    alone = [table(drawn, 2.0).iloc[:-1] for drawn in ([1.0, 1.3, 0.8], [0.9, 1.2, 1.1], [20.0, 24.0, 19.0])]
+    alone[0].to_csv(path, index=False)  # of a generator there is nothing else
+    assert agreement.systems(path, alone[1])
+    assert not agreement.systems(path, alone[2])
 
 
 def test_the_interval_of_an_adversarial_number_is_that_of_its_other_seeds(profile):
@@ -287,3 +293,50 @@ def test_all_eleven_systems_stand_in_one_table_and_one_figure():
     samples, restorations = ({line.get_label() for line in plate.axes[n].lines} for n in (0, 2))
     assert {"DDIM", "FDM", "MMD-DDM", "SIDDM"} <= samples
     assert {"CCDF", "DoSSR"} <= restorations
+
+
+def test_what_the_notebook_says_is_so_in_the_tables():
+    """09_few_steps and docs/systems.md: where one of these fails, the sentence has to be written anew."""
+    folder = ROOT / "results" / "few-steps" / "few-steps"
+    told = {
+        name: measurements.read(folder / f"{name}.csv")
+        for name in ("gains", "spaces", "kernels", "failures", "elsewhere")
+    }
+    gains = told["gains"].set_index(["kernel", "method", "nfe", "over"])
+    start = gains.xs("DDIM, as it was", level="over")
+    assert "better" not in set(start["counts"])
+    plain = start.xs("trained on", level="method")
+    assert plain["ratio"].between(0.8, 1.25).all() and plain["counts"].isna().all()
+    spaces = told["spaces"].set_index(["method", "kernel", "nfe"])
+    mmd = spaces.loc["MMD-DDM"]
+    assert len(mmd) == 4
+    assert (mmd[["KID(EfficientNet-Lite0)", "KID(classifier)"]] < 0.6).all(axis=None)
+    assert (mmd["KID(pixels)"] > 1).all()
+    second = gains.xs("DPM-Solver++ (2M)", level="over")
+    assert (second.xs("MMD-DDM", level="method")["ratio"] > 0.95).all()
+    generators = second.drop(["trained on", "MMD-DDM"], level="method")
+    assert len(generators) == 5 and (generators["low"] > 1).all()
+    elsewhere = told["elsewhere"].set_index("trained for")
+    assert (elsewhere.loc[5, "15"] > 1).all()
+    failed = told["failures"].set_index(["method", "nfe"])
+    share = failed["failed"] / failed["training runs"]
+    assert share[("SIDDM", 2)] == share[("SIDDM, UFO's form", 4)] == 0
+    assert share[("SIDDM, toy's form", 4)] == share[("DDGAN", 4)] == 1
+    assert 0.5 < share[("SIDDM", 4)] < 1
+    for key in (("SIDDM", 2), ("SIDDM, UFO's form", 4)):
+        assert (spaces.xs(key, level=("method", "nfe"))["KID(pixels)"] > 2).all()
+    assert "better" not in set(told["kernels"]["counts"])
+
+
+def test_what_the_notebook_of_systems_says_of_all_eleven_is_so_in_its_table():
+    """07_systems, the paragraph to quote."""
+    table = measurements.read(ROOT / "results" / "systems" / "standings" / "eleven.csv").set_index(["system", "nfe"])
+    for name in ("shifted time steps", "MASF"):
+        assert table.loc[name]["value"].between(0.9, 1.1).all()
+    assert (table.loc["PNDM"]["value"] < 1).all()
+    assert (table.loc["multivariate diffusion"]["value"] > 1).all()
+    assert "better" not in {*table.loc["FDM"]["counts"], *table.loc["Gaussian mixture solver"]["counts"]}
+    assert "better" not in {*table.loc["MMD-DDM"]["counts"], *table.loc["SIDDM"]["counts"]}
+    closer = table.loc["CCDF"]["counts"]
+    assert closer[1] == "better" and closer[[10, 20]].isna().all()
+    assert (table.loc["DoSSR"]["counts"] == "better").all()

@@ -13,10 +13,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
-NOTEBOOKS = {  # the main ones, in the order of the study
-    "digits": ["01_kernel", "04_tables", "06_published_code"], "exact": ["05_evidence"], "systems": ["07_systems"],
-    "few-steps": ["09_few_steps"], "restoration": ["08_restoration"],
-}  # fmt: skip
 CONTENTS = {
     "The answer": ["index", "results/exact/REPORT", "docs/method", "docs/reading"],
     "The study": [

@@ -197,20 +197,15 @@ def _decode(path: Path, names: list[str], read: Callable, prepare: Callable, sid
 
     Raises FdmError naming the pictures that cannot be read, the first with the reason.
     """
-    images, unread = np.empty((len(names), 3, side, side), np.uint8), dict[str, str]()
-    told: BaseException | None = None
+    images, unread = np.empty((len(names), 3, side, side), np.uint8), dict[str, Exception]()
 
     def fill(n: int) -> None:
-        nonlocal told
         try:
             with Image.open(io.BytesIO(read(names[n])), formats=FORMATS) as picture:
                 small = prepare(picture).resize((side, side), Image.Resampling.LANCZOS)
             images[n] = np.asarray(small).transpose(2, 0, 1)
         except Exception as error:  # decoders fail in many ways on a damaged picture
-            unread[names[n]] = (
-                "it is no picture" if isinstance(error, UnidentifiedImageError) else str(error).rstrip(".")
-            )
-            told = error
+            unread[names[n]] = error
 
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:  # PIL decodes without Python's lock
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -218,9 +213,11 @@ def _decode(path: Path, names: list[str], read: Callable, prepare: Callable, sid
             pass
     if unread:
         first, *others = sorted(unread)
+        error = unread[first]
+        reason = "it is no picture" if isinstance(error, UnidentifiedImageError) else str(error).rstrip(".")
         listed = ", ".join(others[:LISTED]) + (", ..." if len(others) > LISTED else "")
         more = f", nor can {len(others):,} more: {listed}; mend or replace them" if others else "; mend or replace it"
-        raise FdmError(f"{first} in {path} cannot be read ({unread[first]}){more}.") from told
+        raise FdmError(f"{first} in {path} cannot be read ({reason}){more}.") from error
     return images
 
 

@@ -46,7 +46,7 @@ def write(name: str, images: Path, gpu: bool) -> tuple[Profile, list[str]]:
     ]
     if samples < 1000:
         told.append("So few pictures decide little: distances of so few samples are mostly noise.")
-    values = yaml.safe_load(_text(MODELS[gpu]))
+    values = yaml.safe_load((root() / "profiles" / MODELS[gpu] / "params.yaml").read_text(encoding="utf-8"))
     values |= {
         "profile": name, "params_file": f"profiles/{name}/params.yaml", "seeds": SEEDS,
         "dataset": {"name": "folder", "path": str(place), "resolution": RESOLUTION, "conditional": classes > 1},
@@ -64,7 +64,3 @@ def write(name: str, images: Path, gpu: bool) -> tuple[Profile, list[str]]:
     profile = profiles.find(name)
     pipeline.write(profile)
     return profile, told
-
-
-def _text(profile: str) -> str:
-    return (root() / profiles.find(profile).params_file).read_text(encoding="utf-8")

@@ -158,7 +158,9 @@ def _of_same_experiments(path: Path, here: pd.DataFrame) -> pd.DataFrame | None:
 
 
 def _near(old: pd.Series, here: pd.Series) -> bool:
-    """Whether positive numbers are 3 % off on average at most, and one in twenty by more than a tenth."""
+    """Whether positive numbers are 3 % off on average at most, and one in twenty by more than a tenth; or are none."""
+    if old.empty:
+        return True
     off = np.log(here / old).abs()
     return bool((off > 0.1).mean() <= 1 - LEVEL and off.mean() < 0.03)
 
