@@ -88,6 +88,14 @@ def restoration(profile: Profile, args: argparse.Namespace) -> None:
     print(f"{len(found)} measurements of {found['system'].nunique()} systems on {found['cell'].nunique() - 1} cells")
 
 
+def toys(profile: Profile, args: argparse.Namespace) -> None:
+    """Train generators of 25 Gaussians in the plane, where all is known, with each objective of a profile's."""
+    from fdm.study import runs
+
+    found = runs.draw_toys(profile)
+    print(f"{found.groupby(['run', 'nfe']).ngroups} trainings of {found['cell'].nunique()} forms of the toy")
+
+
 def fetch(profile: Profile, args: argparse.Namespace) -> None:
     """Fetch the published networks of a profile into downloads/ and import them."""
     from fdm.study import runs
@@ -237,8 +245,8 @@ def doctor(args: argparse.Namespace) -> None:
 
 
 COMMANDS = [
-    check, pipeline, code, prepare, reference, train, cells, heads, systems, restoration, fetch, notebook, publish,
-    outcome, readme, plan, verify, explain, rounding, accept,
+    check, pipeline, code, prepare, reference, train, cells, heads, systems, restoration, toys, fetch, notebook,
+    publish, outcome, readme, plan, verify, explain, rounding, accept,
 ]  # fmt: skip
 
 

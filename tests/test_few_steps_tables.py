@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -9,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from fdm.files import FdmError
 from fdm.repro import pipeline
 from fdm.study import (
     agreement,
@@ -198,6 +200,27 @@ def test_the_toy_is_remembered_by_what_shapes_it_and_put_on_record(profile, monk
     monkeypatch.setattr(closure, "identity", lambda name: "another")
     few_steps.toys(profile, name)
     assert len(asked) == 2 * len(few_steps.TOY_STEPS) * len(profile.seeds) + 1
+
+
+def test_every_form_of_the_toy_goes_on_record_and_a_second_drawing_keeps_it(profile, monkeypatch, capsys):
+    forms = {form: n for n, form in enumerate(grid_toy.FORMS)}
+
+    def measure(form, steps, seed):
+        return {"modes": 25.0, "FD": 1 + forms[form] + seed / 10}, torch.full((grid_toy.DRAWN, 2), float(forms[form]))
+
+    monkeypatch.setattr(grid_toy, "measure", measure)
+    shutil.rmtree(profile.results / "toys", ignore_errors=True)
+    rows = runs.draw_toys(profile)
+    assert len(rows) == len(forms) * len(few_steps.TOY_STEPS) * len(profile.seeds) * 2
+    assert few_steps.of_toys(rows)["FD"].to_numpy() == pytest.approx([1.1 + n for n in range(5) for _ in range(2)])
+    points = few_steps.points(profile)
+    assert [float(points[form]["2"].mean()) for form in forms] == [*forms.values()]
+    before = {path: path.read_bytes() for path in sorted((profile.results / "toys").iterdir())}
+    assert len(before) == 2 * len(forms)
+    runs.draw_toys(profile)
+    assert {path: path.read_bytes() for path in before} == before
+    with pytest.raises(FdmError, match="no toy to draw"):
+        runs.draw_toys(profiles.find("systems"))
 
 
 def test_a_comparison_is_of_real_images_and_all_cells(profile):

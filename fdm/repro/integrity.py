@@ -28,6 +28,7 @@ from fdm.study import (
     claims,
     closure,
     evidence,
+    few_steps,
     findings,
     measurements,
     profiles,
@@ -151,7 +152,8 @@ def derived(profile: Profile) -> list[str]:
     if (root() / "results" / "exact" / "claims.json").is_file():
         texts[root() / "README.md"] = lambda: show.readme(profiles.find("exact"))
     problems = [each for path, text in texts.items() for each in _problems(lambda p, t: _differs(p, t()), path, text)]
-    made_of = {"tables": makers(profile), "standings": compared(profile), "restored": restored_of(profile)}
+    made_of = {"tables": makers(profile), "standings": compared(profile), "restored": restored_of(profile),
+               "few-steps": few_steps_of(profile)}  # fmt: skip
     for folder, made in made_of.items():
         for name, make in made.items():
             problems += _problems(_table, profile.results / folder / f"{name}.csv", make)
@@ -161,7 +163,7 @@ def derived(profile: Profile) -> list[str]:
 def compared(profile: Profile) -> dict[str, Callable[[], pd.DataFrame]]:
     """How each table of a comparison of systems is made from its record, by name."""
     par = profile.evaluation.systems
-    if par is None:
+    if par is None or par.crossed is None:
         return {}
     rows = measurements.systems(profile)
     return {
@@ -184,6 +186,22 @@ def restored_of(profile: Profile) -> dict[str, Callable[[], pd.DataFrame]]:
         "quality": partial(restored.quality, rows), "over": partial(restored.over, profile, rows),
         "kernels": partial(restored.kernels, profile, rows), "against": partial(restored.against, profile, rows),
         "tuned": partial(restored.tuned, rows),
+    }  # fmt: skip
+
+
+def few_steps_of(profile: Profile) -> dict[str, Callable[[], pd.DataFrame]]:
+    """How each table of training for few steps is made from its record, by name."""
+    if not profile.few_steps:
+        return {}
+    rows = measurements.systems(profile)
+    over, scores = few_steps.over(profile, rows), measurements.table(profile)
+    toy = {"toy": lambda: few_steps.of_toys(measurements.toys(profile))} if profile.generators else {}
+    return toy | {
+        "prices": partial(few_steps.prices, profile), "quality": partial(few_steps.quality, profile, rows),
+        "over": lambda: over, "gains": partial(few_steps.gains, over, standings.spaces(rows)[0]),
+        "spaces": partial(few_steps.by_space, over, next(iter(over["over"]), "")),
+        "along": partial(few_steps.along, profile, scores), "elsewhere": partial(few_steps.elsewhere, profile, rows),
+        "failures": partial(few_steps.failures, profile, rows), "kernels": partial(few_steps.kernels, profile, rows),
     }  # fmt: skip
 
 

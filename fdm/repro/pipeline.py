@@ -27,7 +27,7 @@ CODE = {"prepare": ["data.sources"], "fetch": ["model.released"], "publish": ["r
 # What takes long depends on what its source is proven to be equal to: see `closure.identity`. 02 and 03 only show what
 # they have trained and scored, and better pictures must retrain nothing.
 PROVEN = {"02_train": "training", "reference": "scoring", "03_evaluate": "scoring", "heads": "heads",
-          "systems": "systems", "restoration": "restoration"}  # fmt: skip
+          "systems": "systems", "restoration": "restoration", "toys": "toy"}  # fmt: skip
 REFERENCE = ("extractor", "reference", "samples", "batch")  # parameters of the evaluation behind the floor
 HEAD = "# Written by python -m fdm pipeline from the table of stages in fdm/repro/pipeline.py; a test checks it.\n"
 
@@ -96,6 +96,7 @@ def stages(profile: Profile) -> dict[str, dict[str, Any]]:
     fetched = any(cell.source == "fetch" for cell in profile.cells.values())
     dataset, checkpoints, features = f"{build}/dataset.safetensors", f"{build}/checkpoints", f"{build}/reference"
     heads = bool(profile.evaluation.systems and profile.evaluation.systems.heads)
+    toys = [f"{results}/toys"] if profile.generators else []
     measured = [f"{results}/calibration.csv", f"{results}/runs", "results/published"]
     # Of the profiles beside it the provenance, which names what was measured and is no stage's: none is run for it.
     beside = [f"results/{each}/provenance" for each in profile.beside]
@@ -128,6 +129,8 @@ def stages(profile: Profile) -> dict[str, dict[str, Any]]:
         "restoration": stage("Images from measurements of them, compared on every model.", "restoration", "restoration",
                              [dataset, features, checkpoints],
                              ["dataset", "evaluation.restoration", "threads", *models], [f"{results}/restoration"]),
+        "toys": stage("25 Gaussians in the plane, by each objective that trains generators.", "toys", "toys", [],
+                      ["seeds", "threads"], [f"{results}/toys"]),
         "restored": notebook("Inverse problems: what FDM and what starting closer do for restoration.",
                              "08_restoration", [f"{results}/restoration"],
                              ["dataset", "evaluation", *models],
@@ -137,7 +140,7 @@ def stages(profile: Profile) -> dict[str, dict[str, Any]]:
                               ["dataset", "evaluation", *(["beside"] if beside else []), *models],
                               [f"{results}/standings", f"{figures}/07_systems"]),
         "few-steps": notebook("Few steps by training: MMD-DDM and SIDDM beside what they start from.", "09_few_steps",
-                              [f"{results}/systems", f"{results}/runs", f"{results}/training"],
+                              [f"{results}/systems", f"{results}/runs", f"{results}/training", *toys],
                               ["dataset", "training", "evaluation", *models],
                               [f"{results}/few-steps", f"{figures}/09_few_steps"]),
         "tables": notebook("The paper's tables 1 to 3, figures and verdicts, from the measurements.", "04_tables",
@@ -160,7 +163,7 @@ def stages(profile: Profile) -> dict[str, dict[str, Any]]:
         key: each for key, each in every.items()
         if (key not in shown or (shown[key] in books(profile) and (key != "fetch" or fetched)))
         and (key != "systems" or profile.evaluation.systems) and (key != "heads" or heads)
-        and (key != "restoration" or profile.evaluation.restoration)
+        and (key != "restoration" or profile.evaluation.restoration) and (key != "toys" or toys)
     }  # fmt: skip
     if "tables" in wanted:  # what dvc metrics and dvc plots show
         outs = {next(iter(out)): out for out in wanted["tables"].pop("outs")}
@@ -184,7 +187,7 @@ def coded(profile: Profile) -> list[str]:
     """The stages and notebooks whose code has a file of its own."""
     others = [
         each
-        for each in ("prepare", "reference", "fetch", "heads", "systems", "restoration", "publish")
+        for each in ("prepare", "reference", "fetch", "heads", "systems", "restoration", "toys", "publish")
         if each in stages(profile)
     ]
     return [*others, *books(profile)]

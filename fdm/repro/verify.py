@@ -85,6 +85,7 @@ def verify(profile: Profile, revision: str) -> dict[str, Any]:
         errors = {cell: measurements.read(path) if path.is_file() else None for cell, path in tables_of.items()}
         compared = {cell: measurements.read(mine.compared(cell)) for cell in _compared(mine)}
         restored = {cell: measurements.read(mine.restored(cell)) for cell in _restored(mine)}
+        drawn = {toy: measurements.read(mine.toy(toy)) for toy in _toys(mine)}
         made_by = measurements.read_json(profile.reference_file.with_name("reference.json"))
         try:
             with contextlib.chdir(folder):
@@ -95,6 +96,7 @@ def verify(profile: Profile, revision: str) -> dict[str, Any]:
                 wrong = [cell for cell in then.cells if not _same_errors(then.recorded(cell), errors[cell])]
                 apart = [cell for cell, found in compared.items() if not agreement.systems(then.compared(cell), found)]
                 off = [c for c, found in restored.items() if not agreement.restorations(then.restored(c), found)]
+                unlike = [toy for toy, found in drawn.items() if not agreement.systems(then.toy(toy), found)]
                 same_floor = agreement.floor(then.results / "calibration.csv", floor)
                 chaotic = sorted(set(agreement.rounding(then).query("chaotic")["run"]))
                 others = experiments(then, committed, made_by)
@@ -112,6 +114,7 @@ def verify(profile: Profile, revision: str) -> dict[str, Any]:
         "the errors of denoisers and solvers measured here agree with the committed ones": wrong,
         "the systems compared here agree with the committed comparison": apart,
         "the restorations made here agree with the committed ones": off,
+        "the toys drawn here agree with the committed ones": unlike,
         "the verdicts that follow from them are the committed ones": [
             f"{row['claim']}: {row['here']} here, {row['committed']} committed" for row in moved
         ],
@@ -179,8 +182,10 @@ def experiments(profile: Profile, rows: pd.DataFrame, made_by: dict[str, Any]) -
             other.append(name)
     return [
         f"{name} is of other parameters or code; {ADVICE}"
-        for name in [*other, *_others_compared(profile, made_by), *_others_restored(profile, made_by)]
-    ]
+        for name in [
+            *other, *_others_compared(profile, made_by), *_others_restored(profile, made_by), *_others_drawn(profile)
+        ]
+    ]  # fmt: skip
 
 
 def _compared(profile: Profile) -> list[str]:
@@ -212,6 +217,21 @@ def _others_restored(profile: Profile, made_by: dict[str, Any]) -> list[str]:
     return other
 
 
+def _toys(profile: Profile) -> list[str]:
+    """The forms of the toy; nothing where the profile trains no generators."""
+    return [*few_steps.TOYS] if profile.generators else []
+
+
+def _others_drawn(profile: Profile) -> list[str]:
+    """Which forms of the toy on record are not of the experiments that parameters and code describe."""
+    other = []
+    for toy in _toys(profile):
+        wanted = {few_steps.experiment_of(toy, n, seed) for n in few_steps.TOY_STEPS for seed in profile.seeds}
+        if {*measurements.read(profile.toy(toy))["experiment"]} != wanted:
+            other.append(f"the toy {toy}")
+    return other
+
+
 def _others_compared(profile: Profile, made_by: dict[str, Any]) -> list[str]:
     """Which runs' comparisons of systems on record are not of the experiments that parameters and code describe."""
     par, other = profile.evaluation.systems, list[str]()
@@ -229,10 +249,6 @@ def _others_compared(profile: Profile, made_by: dict[str, Any]) -> list[str]:
         known = systems.experiments(profile, trained, dataset.sha256, made_by["weights"], every)
         if rows.empty or not {*rows["experiment"]} <= {*known.values()}:
             other.append(f"{name}'s comparison")
-    for toy in set(_compared(profile)) & {*few_steps.TOYS}:
-        wanted = {few_steps.experiment_of(toy, n, seed) for n in few_steps.TOY_STEPS for seed in profile.seeds}
-        if {*measurements.read(profile.compared(toy))["experiment"]} != wanted:
-            other.append(f"the toy {toy}")
     return other
 
 

@@ -10,6 +10,8 @@ An adversarial training has failed where its samples are further from real image
 of the network that it started from with as many evaluations: it had better been left alone.
 """
 
+import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from fdm.data.datasets import Dataset, to_uint8
 from fdm.files import digest, write_json
@@ -31,7 +34,7 @@ METHODS = {
     "ddgan": "DDGAN",
 }  # fmt: skip
 START, ON = "as it was", "trained on"  # a network that others start from, and one that is trained on as before
-# What the toy's results are called, where those of cells stand, by its form.
+# What the toy's results are called, by its form.
 TOYS = {f"grid-{form.replace(',', '').replace(' ', '-')}": form for form in grid_toy.FORMS}
 TOY_STEPS = (2, 4)
 POINTS = 1000  # of the toy's samples that are kept for a figure
@@ -214,33 +217,38 @@ def pictures(profile: Profile, cell: str, dataset: Dataset, device: str = "cpu")
 
 def memory(profile: Profile, toy: str) -> Path:
     """What was measured of a form of the toy."""
-    return profile.build / "systems" / f"{toy}.json"
+    return profile.build / "toys" / f"{toy}.json"
 
 
-def toys(profile: Profile, toy: str) -> tuple[pd.DataFrame, dict[str, Tensor]]:
+def toys(
+    profile: Profile, toy: str, advance: Callable[[int], None] | None = None
+) -> tuple[pd.DataFrame, dict[str, Tensor]]:
     """One form of the toy, with every seed of the profile: a row a quantity, as of systems; and samples by steps.
 
-    Of the first seed. Each training is remembered by all that shapes it.
+    Of the first seed. Each training is remembered by all that shapes it. `advance` is told of each that has ended, and
+    a bar shows them where there is none.
     """
     form, known, rows, points = TOYS[toy], networks.remembered(memory(profile, toy)), list[dict[str, Any]](), {}
-    for steps in TOY_STEPS:
-        for seed in profile.seeds:
-            called = experiment_of(toy, steps, seed)
-            key = digest([called, profile.threads, processes.arithmetic("cpu")])
-            entry = networks.rows_under(known, key)
-            if entry is None:
-                found, drawn = grid_toy.measure(form, steps, seed)
-                entry = [{"found": found, "points": drawn[:POINTS].tolist()}]
-                known[key] = {"rows": entry, "hash": digest(entry)}
-                write_json(memory(profile, toy), known)
-            if seed == profile.seeds[0]:
-                points[str(steps)] = torch.tensor(entry[0]["points"])
-            context = {
+    every = tqdm([*itertools.product(TOY_STEPS, profile.seeds)], desc=form, unit="training", disable=bool(advance))
+    for steps, seed in every:
+        called = experiment_of(toy, steps, seed)
+        key = digest([called, profile.threads, processes.arithmetic("cpu")])
+        entry = networks.rows_under(known, key)
+        if entry is None:
+            found, drawn = grid_toy.measure(form, steps, seed)
+            entry = [{"found": found, "points": drawn[:POINTS].tolist()}]
+            known[key] = {"rows": entry, "hash": digest(entry)}
+            write_json(memory(profile, toy), known)
+        if advance:
+            advance(1)
+        if seed == profile.seeds[0]:
+            points[str(steps)] = torch.tensor(entry[0]["points"])
+        context = {
                 "cell": toy, "profile": profile.profile, "dataset": "25 Gaussians", "run": f"{toy}-{seed}",
                 "seed": seed, "part": "toy", "system": form, "sampler": "siddm", "options": "", "nfe": steps,
                 "block": 0, "n": grid_toy.DRAWN, "experiment": called, "source": "", "checkpoint": "", "device": "cpu",
             }  # fmt: skip
-            rows += [context | {"quantity": name, "value": value} for name, value in entry[0]["found"].items()]
+        rows += [context | {"quantity": name, "value": value} for name, value in entry[0]["found"].items()]
     return pd.DataFrame(rows).reindex(columns=[*systems.CONTEXT, *systems.MEASURED, *systems.ORIGIN]), points
 
 
@@ -251,12 +259,17 @@ def experiment_of(toy: str, steps: int, seed: int) -> str:
 
 def of_toys(rows: pd.DataFrame) -> pd.DataFrame:
     """The toy's table: mean over trainings by form and steps, the fewest modes of any, and what real points have."""
-    mine = select(rows, part="toy")
     index = ["system", "nfe"]
-    table = mine.pivot_table(index=index, columns="quantity", values="value", aggfunc="mean", sort=False)
-    fewest = select(mine, quantity="modes").groupby(index, sort=False)["value"].min()
+    rows = rows.sort_values("system", key=lambda forms: forms.map(grid_toy.FORMS.index), kind="stable")
+    table = rows.pivot_table(index=index, columns="quantity", values="value", aggfunc="mean", sort=False)
+    fewest = select(rows, quantity="modes").groupby(index, sort=False)["value"].min()
     table = table.assign(**{"fewest modes": fewest}).reset_index().rename(columns={"system": "form", "nfe": "steps"})
     return table.assign(**{"correlation of real points": table["steps"].map(grid_toy.true_correlation)})
+
+
+def points(profile: Profile) -> dict[str, dict[str, Tensor]]:
+    """The toy's samples on record, by form and steps."""
+    return {form: load_file(profile.toy(name).with_suffix(".safetensors")) for name, form in TOYS.items()}
 
 
 def kept(profile: Profile) -> dict[str, dict[str, Tensor]]:
@@ -276,6 +289,11 @@ def shown(profile: Profile, kernel: str) -> list[tuple[str, str, str]]:
                    for nfe, name in names}  # fmt: skip
             out += [(cell, f"{name}/{nfe}", f"{how[nfe]}, {nfe}") for nfe, name in names]
     return out
+
+
+def gains(over: pd.DataFrame, space: str) -> pd.DataFrame:
+    """The rows of `over` in one space of features."""
+    return over[over["quantity"] == space].drop(columns=["cell", "quantity"])
 
 
 def by_space(table: pd.DataFrame, rival: str) -> pd.DataFrame:

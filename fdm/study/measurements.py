@@ -95,6 +95,11 @@ def restorations(profile: Profile) -> pd.DataFrame:
     return _all(profile.results / "restoration")
 
 
+def toys(profile: Profile) -> pd.DataFrame:
+    """What was measured of the toy, all forms."""
+    return _all(profile.results / "toys")
+
+
 def _all(folder: Path) -> pd.DataFrame:
     return pd.concat([read(path) for path in sorted(folder.glob("*.csv"))], ignore_index=True)
 

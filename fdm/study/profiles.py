@@ -535,6 +535,10 @@ class Profile(Strict):
         """The comparison of restorations on a cell, on record."""
         return self.results / "restoration" / f"{cell}.csv"
 
+    def toy(self, name: str) -> Path:
+        """What was measured of a form of the toy, on record."""
+        return self.results / "toys" / f"{name}.csv"
+
     def recorded(self, cell: str) -> Path:
         """Folder of a cell's measurements and pictures on record."""
         return self.results / "runs" / cell

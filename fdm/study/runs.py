@@ -492,7 +492,7 @@ def compare(profile: Profile) -> pd.DataFrame:
         raise FdmError(f"{profile.params_file} has no evaluation.systems to compare.")
     cells = few_steps.compared(profile)
     total = sum(systems.evaluations(profile, cell) for cell in profile.cells)
-    _put_on_record(profile, cells, _compare, total, "systems", profile.compared, agreement.systems)
+    _put_on_record(profile, cells, _compare, total, "eval", "systems", profile.compared, agreement.systems)
     return measurements.systems(profile)
 
 
@@ -501,13 +501,32 @@ def restore(profile: Profile) -> pd.DataFrame:
     restoration.of(profile)  # or there is nothing to compare
     cells = [restoration.ESTIMATE, *profile.cells]
     total = sum(restoration.evaluations(profile, cell) for cell in profile.cells)
-    _put_on_record(profile, cells, _restore, total, "restoration", profile.restored, agreement.restorations)
+    _put_on_record(profile, cells, _restore, total, "eval", "restoration", profile.restored, agreement.restorations)
     return measurements.restorations(profile)
 
 
+def draw_toys(profile: Profile) -> pd.DataFrame:
+    """Train and measure every form of the toy, as `compare` does systems; returns what is on record of all.
+
+    Raises FdmError for a profile without generators, which has no use for it.
+    """
+    if not profile.generators:
+        raise FdmError(f"{profile.params_file} has no cell that is trained to generate, and no toy to draw.")
+    total = len(few_steps.TOYS) * len(few_steps.TOY_STEPS) * len(profile.seeds)
+    _put_on_record(profile, [*few_steps.TOYS], _draw_toy, total, "training", "toys", profile.toy, agreement.systems)
+    return measurements.toys(profile)
+
+
+def _draw_toy(profile: Profile, toy: str, advance: Advance) -> pd.DataFrame:
+    with _as_imported(few_steps.memory(profile, toy)):
+        found, points = few_steps.toys(profile, toy, advance)
+    replace(profile.here / "toys" / f"{toy}{PICTURES}", functools.partial(save_file, points))
+    return found
+
+
 def _put_on_record(
-    profile: Profile, cells: list[str], work: Callable[[Profile, str, Advance], pd.DataFrame], total: int, what: str,
-    record: Callable[[str], Path], agrees: Callable[[Path, pd.DataFrame], bool],
+    profile: Profile, cells: list[str], work: Callable[[Profile, str, Advance], pd.DataFrame], total: int, unit: str,
+    what: str, record: Callable[[str], Path], agrees: Callable[[Path, pd.DataFrame], bool],
 ) -> None:  # fmt: skip
     """Measure cells; a table goes on record where that is of something else or does not agree."""
     kept, started = list[str](), time.time()
@@ -524,7 +543,7 @@ def _put_on_record(
             _copy(here.with_suffix(PICTURES), path.with_suffix(PICTURES))
         provenance.record(profile.results / "provenance" / f"{cell}-{what}.json", digest(text), started, cell=cell)
 
-    each(profile, cells, work, done, 1, total, "eval")
+    each(profile, cells, work, done, 1, total, unit)
     _say(profile, what, what, cells, kept)
     for folder in (profile.results, profile.here):
         _remove_others(folder / what, [f"{cell}{end}" for cell in cells for end in (".csv", PICTURES)])
