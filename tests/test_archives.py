@@ -94,7 +94,7 @@ def official(monkeypatch, name, contents):
         for archive, content in zip(downloads.ARCHIVES[name], contents, strict=True)
     ]
     monkeypatch.setitem(downloads.ARCHIVES, name, known)
-    monkeypatch.setattr(downloads, "DEBIAN", Path("/nowhere"))
+    monkeypatch.setattr(downloads, "DEBIAN", ())
 
 
 def place(name, number=0):
@@ -341,7 +341,7 @@ def test_fashion_mnist_is_prepared_with_a_black_border_from_wherever_it_lies(fas
         elif way == "path":
             path = write(Path("mine"), recompressed)
         elif way == "Debian":
-            monkeypatch.setattr(downloads, "DEBIAN", write(Path("debian").absolute(), recompressed))
+            monkeypatch.setattr(downloads, "DEBIAN", (write(Path("debian").absolute(), recompressed),))
         network = way in ("network", "cut")
         assert (available("fashion-mnist", path) is None) == (not network)
         dataset = prepare("fashion-mnist", 32, True, path)
@@ -401,10 +401,10 @@ def test_an_idx_file_that_is_damaged_anywhere_is_a_sentence(fashion_mnist):
 
 
 def test_the_official_files_are_those_of_the_debian_package():
-    if not downloads.DEBIAN.is_dir():
+    if not downloads.DEBIAN[0].is_dir():
         pytest.skip("dataset-fashion-mnist is not installed")
     for archive in downloads.ARCHIVES["fashion-mnist"]:
-        packed = (downloads.DEBIAN / Path(archive.url).name).read_bytes()
+        packed = (downloads.DEBIAN[0] / Path(archive.url).name).read_bytes()
         assert hashlib.sha256(gzip.decompress(packed)).hexdigest() == archive.content
         # Debian left out the name and the time; with them, 31 August 2017, the file is the official one.
         name = Path(archive.url).stem.encode() + b"\0"

@@ -139,7 +139,7 @@ def test_durations_are_told_as_people_do(seconds, said):
 
 
 def test_what_is_missing_is_named(study, monkeypatch, tmp_path):
-    monkeypatch.setattr(downloads, "DEBIAN", tmp_path / "nothing")
+    monkeypatch.setattr(downloads, "DEBIAN", ())
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     big = plan.Network(10**9, 10**12, 10**9)
     gaps = plan.missing(profiles.find("paper-cifar10"), big)

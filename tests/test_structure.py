@@ -36,6 +36,7 @@ PROFILES = [
     "smoke",
     "fashion",
     "fashion-cpu",
+    "emoji",
     "paper-cifar10",
     "paper-ffhq",
     "paper-afhqv2",

@@ -30,7 +30,7 @@ class Archive(NamedTuple):
     source: str | None = None  # where people download it, in words
 
 
-# Data set -> its files. Those of Fashion-MNIST are found in Debian's package dataset-fashion-mnist, too.
+# Data set -> its files. Those of Fashion-MNIST and the font of emoji are found where Debian's packages put them, too.
 ARCHIVES = {
     "cifar10": [
         Archive(
@@ -66,6 +66,14 @@ ARCHIVES = {
             content="0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
         ),
     ],
+    "emoji": [
+        Archive(
+            "NotoColorEmoji.ttf",
+            size=10_980_856,
+            sha256="e5899ed38b8ed83e08bd3ac5de09791e9d19d288333a796de1d35ad17396f1ec",
+            source="(11 MB) by installing Debian's package fonts-noto-color-emoji, version 2.042",
+        )
+    ],
     "afhqv2": [Archive("https://www.dropbox.com/s/vkzjokiwof5h8w6/afhq_v2.zip?dl=1", unpacked="afhq_v2")],
     "ffhq": [
         Archive(
@@ -76,7 +84,7 @@ ARCHIVES = {
         )
     ],
 }
-DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+DEBIAN = (Path("/usr/share/datasets/fashion-mnist"), Path("/usr/share/fonts/truetype/noto"))
 
 
 def place(url: str) -> Path:
@@ -209,7 +217,7 @@ def find(archive: Archive, given: str | None = None) -> Path | None:
     `given` is relative to the project; raises FdmError where it is not None and has neither.
     """
     path = place(archive.url)
-    places = [path, path.with_name(archive.unpacked or path.name), DEBIAN / path.name]
+    places = [path, path.with_name(archive.unpacked or path.name), *(each / path.name for each in DEBIAN)]
     if given is not None:
         places = [root() / given / name for name in (path.name, archive.unpacked or path.name, "")]
     found = next((p for p in places if p.is_file() or (p.is_dir() and archive.unpacked)), None)
@@ -222,10 +230,9 @@ def missing(archive: Archive) -> str:
     """What will happen for want of an archive, or has to be done, as a clause."""
     path = place(archive.url)
     if archive.source:
-        folder = path.with_name(str(archive.unpacked))
+        folder = f" or its unpacked folder at {path.with_name(archive.unpacked)}" if archive.unpacked else ""
         return (
-            f"download {path.name} {archive.source}, and put it at {path} or its unpacked folder at {folder}, "
-            "or set dataset.path to where it is"
+            f"download {path.name} {archive.source}, and put it at {path}{folder}, or set dataset.path to where it is"
         )
     size = f" ({megabytes(archive.size)})" if archive.size else ""
     return f"{path.name}{size} will be downloaded from {archive.url}"

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fdm.data import archives, datasets, gaussians
+from fdm.data import archives, datasets, emoji, gaussians
 from fdm.data.downloads import ARCHIVES, Archive
 from fdm.params import DatasetParams
 
@@ -65,6 +65,10 @@ SOURCES = {
     ),
     "ffhq": Source("FFHQ", archives.ffhq, 70000, 3, 1, (*ARCHIVES["ffhq"],)),
     "afhqv2": Source("AFHQv2", archives.afhqv2, 15803, 3, 3, (*ARCHIVES["afhqv2"],)),
+    "emoji": Source(
+        "emoji", emoji.emoji, 3926, 3, 1, (*ARCHIVES["emoji"],),
+        licence="The pictures are those of the font Noto Color Emoji (Google; SIL Open Font License 1.1).",
+    ),
     "folder": Source("own images", archives.folder, 0, 3, 1),
 }  # fmt: skip
 
