@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import distributed
+import psutil
 import pytest
 import yaml
 
@@ -105,6 +106,16 @@ def until(wanted, process: subprocess.Popen) -> None:
     raise AssertionError("it did not happen")
 
 
+def running(group: int) -> list[psutil.Process]:
+    """The processes of a group that have not ended."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A study that nothing has disturbed, and what the command said."""
@@ -144,7 +155,13 @@ def test_every_cell_is_put_on_record_and_a_second_call_keeps_all(whole):
 def test_a_study_that_is_killed_has_what_had_ended_on_record_and_goes_on_to_the_same_numbers(whole, other):
     process = other.start("-m", "fdm", "cells", "--params", PARAMS)
     until(lambda: said_of(other.log(process)), process)
-    other.kill()
+    assert len(running(process.pid)) > 1
+    process.kill()  # it alone; those that it forked end by themselves
+    process.wait()
+    deadline = time.monotonic() + PATIENCE
+    while running(process.pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
     kept = {line.split(":")[0] for line in said_of(other.log(process))}
     assert 0 < len(kept) < len(CELLS)
     record = other.record()

@@ -316,6 +316,8 @@ def test_all_eleven_systems_stand_in_one_table_and_one_figure():
     samples, restorations = ({line.get_label() for line in plate.axes[n].lines} for n in (0, 2))
     assert {"DDIM", "FDM", "MMD-DDM", "SIDDM"} <= samples
     assert {"CCDF", "DoSSR"} <= restorations
+    drawn = {line.get_label(): line for line in plate.axes[1].lines}
+    assert drawn["MMD-DDM"].get_xdata()[0] == pytest.approx(drawn["DDIM"].get_xdata()[0], rel=0.1)  # of 5 steps
 
 
 def test_what_the_notebook_says_is_so_in_the_tables():

@@ -13,7 +13,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import LogLocator, NullLocator
 
 from fdm.study import few_steps, measurements, restoration, restored, standings
 from fdm.study.figures import GREY
@@ -148,7 +148,11 @@ def wide(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def plate(every: Beside) -> Figure:
-    """All eleven: quality against evaluations, and against seconds a sample; samples above, restorations below."""
+    """All eleven: quality against evaluations, and against milliseconds a sample; samples above, restorations below.
+
+    Another profile may be of another machine, or of a busier one: the times of networks that were trained further are
+    multiplied by what DDIM takes in the first profile over what it takes in theirs, the median over equal evaluations.
+    """
     figure, axes = plt.subplots(2, 2, figsize=(10, 7.4), sharey="row", layout="constrained")
     colours = sns.color_palette("tab10")
     space, c = next(iter(standings.floors(every.sampled[1]).items()))
@@ -163,17 +167,20 @@ def plate(every: Beside) -> Figure:
     axes[1, 0].set_ylabel(f"PSNR of {TASK} (dB), higher is better", fontsize=9)
     for row in axes:
         row[0].set_xlabel("network evaluations")
-        row[1].set_xlabel("seconds a sample")
+        row[1].set_xlabel("milliseconds a sample")
+        row[1].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        row[1].xaxis.set_major_formatter("{x:g}")
         ticks = sorted({int(x) for line in row[0].lines if len(line.get_xdata()) for x in line.get_xdata() if x >= 1})
         row[0].set_xticks(ticks, [str(n) for n in ticks], fontsize=7)
-        row[0].xaxis.set_minor_locator(NullLocator())
+        for ax in row:
+            ax.xaxis.set_minor_locator(NullLocator())
         row[1].legend(*row[0].get_legend_handles_labels(), loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
     return figure
 
 
 def _draw(row: list[Axes], line: pd.DataFrame, name: str, style: dict[str, Any]) -> None:
-    for ax, by in zip(row, ("nfe", "seconds"), strict=True):
-        ax.plot(line[by], line["shown"], lw=1.2, label=name, **style)
+    for ax, x in zip(row, (line["nfe"], 1000 * line["seconds"]), strict=True):
+        ax.plot(x, line["shown"], lw=1.2, label=name, **style)
         ax.set(xscale="log")
 
 
@@ -186,6 +193,9 @@ def _lines(every: Beside, space: str) -> list[tuple[str, pd.DataFrame, dict[str,
     out = [(name, select(means, cell=cell, system=by), {"marker": "."}) for name, cell, by in chosen]
     out.append((f"({SECOND})", select(means, cell=plain, system=SECOND), {"color": GREY, "ls": "--"}))
     quality = few_steps.quality(few, trained)
+    ruler = select(means, cell=plain, system=BASE).set_index("nfe")["seconds"]
+    theirs = select(quality, kernel="baseline", system=BASE).set_index("nfe")["seconds"]
+    quality["seconds"] *= (ruler.reindex(theirs.index) / theirs).median()
     for objective, marker in zip(TRAINED, "so", strict=True):
         cells = [name for name, about in few.cells.items() if about.start == plain and about.few_steps
                  and about.few_steps.objective == objective]  # fmt: skip

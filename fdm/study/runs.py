@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, wait
@@ -77,13 +78,21 @@ def at_once(profile: Profile, count: int) -> int:
     return min(len(profile.runs), cores)
 
 
-def _start(threads: int, log: Path, count: Any) -> None:
+def _start(threads: int, log: Path, count: Any, parent: int) -> None:
     """Set up a process: its threads, and a log file in place of the terminal, where progress bars would mix."""
     global _count
     _count = count
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(threads)
     threadpool_limits(threads)  # NumPy's, which would otherwise take all cores in each process
     sys.stderr = log.open("a", buffering=1)
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent has been killed, which cannot tell it to: nobody would take its results."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _advance(n: int) -> None:
@@ -144,7 +153,7 @@ def each(
     fork = multiprocessing.get_context("fork")  # which spares each process the seconds of importing torch
     counted, log = fork.Value("q", 0), root() / "work" / f"{profile.profile}.log"
     log.parent.mkdir(exist_ok=True)
-    with ProcessPoolExecutor(n, fork, _start, (profile.threads, log, counted)) as pool:
+    with ProcessPoolExecutor(n, fork, _start, (profile.threads, log, counted, os.getpid())) as pool:
         waiting = {pool.submit(work, profile, name, _advance): name for name in runs}
         # Only now, as the processes that were forked would have its locks.
         bar = tqdm(total=total, unit=unit, unit_scale=True, desc=f"{profile.profile}, {n} runs at once")
