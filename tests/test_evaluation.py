@@ -124,18 +124,6 @@ def test_the_extractor_takes_grey_and_coloured_images_alike_and_knows_its_weight
     assert len(weights) == 12
 
 
-def test_missing_inception_weights_say_what_to_download_and_where_to_put_it(study, monkeypatch):
-    from urllib.error import URLError
-
-    def offline(*args, **kwargs):
-        raise URLError("no network")
-
-    monkeypatch.setattr(features, "create_feature_extractor", offline)
-    features.extractor.cache_clear()
-    with pytest.raises(FdmError, match=r"download https.*weights-inception-2015-12-05.*pth and put it at .*downloads"):
-        features.extractor("inception-v3-compat", downloads=study / "downloads")
-
-
 RUN = "edm-fdm-0"
 METRICS = ["FD(EfficientNet-Lite0)", "KID", "precision", "recall", "density", "coverage", "accuracy"]
 

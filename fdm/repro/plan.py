@@ -15,12 +15,12 @@ import pandas as pd
 import psutil
 import torch
 from torch import Tensor
-from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
 from fdm.data import archives, datasets, downloads
 from fdm.data.datasets import Dataset
 from fdm.data.sources import SOURCES
 from fdm.files import FdmError, root
+from fdm.metrics.features import INCEPTION
 from fdm.model import checkpoints, cost
 from fdm.model.conditional import ConditionalDenoiser
 from fdm.model.denoiser import Denoiser
@@ -243,10 +243,8 @@ def missing(profile: Profile, need: Network | None) -> list[str]:
                 f"data: {source} has changed since it was prepared; dvc repro -f "
                 f"{Path(profile.params_file).with_name('dvc.yaml')}:prepare reads it again"
             )
-    if profile.evaluation.extractor == "inception-v3-compat":
-        name = Path(URL_INCEPTION_V3).name
-        if not any((f / name).exists() for f in (root() / "downloads", Path(torch.hub.get_dir()) / "checkpoints")):
-            out.append(f"weights: {name} will be downloaded from {URL_INCEPTION_V3}, or put it into downloads/")
+    if profile.evaluation.extractor == "inception-v3-compat" and not downloads.place(INCEPTION.url).exists():
+        out.append(f"weights: {downloads.missing(INCEPTION)}, or put it into downloads/")
     for run in profile.runs.values():
         if run.checkpoint and not downloads.place(run.checkpoint.url).exists():
             out.append(f"network: {downloads.place(run.checkpoint.url).name} will be downloaded")
