@@ -503,6 +503,9 @@ def test_the_wrong_checkpoint_and_damaged_references_are_refused(trained, digits
     reference.write_bytes(whole[:-10])
     with pytest.raises(FdmError, match="are damaged"):
         evaluated(profile, digits)
+    reference.write_bytes(whole[:-2] + bytes([whole[-2] ^ 1]) + whole[-1:])  # a bit of a feature
+    with pytest.raises(FdmError, match=r"are damaged \(its content is not that of its checksum"):
+        evaluated(profile, digits)
     reference.unlink()
     with pytest.raises(FdmError, match="are missing"):
         evaluated(profile, digits)
