@@ -35,9 +35,24 @@ def __getattr__(name: str) -> Any:
 
 
 def load(name: str | Path = "edm-fdm-0", profile: str = "digits") -> Denoiser:
-    """A trained denoiser D(x; sigma) in evaluation mode: a run whose network is kept in git, or a checkpoint's path.
+    """A trained denoiser D(x; sigma) of this study, or of a checkpoint.
 
-    Raises FdmError for a run that has none, with the names of those that have, and for a damaged file.
+    Parameters
+    ----------
+    name : str or Path
+        A run whose network is kept in git, such as "edm-fdm-0", or the path of a .safetensors file.
+    profile : str
+        The profile of the run. Without a clone there is "digits" alone.
+
+    Returns
+    -------
+    Denoiser
+        In evaluation mode, on the CPU, float32.
+
+    Raises
+    ------
+    FdmError
+        For a run that has no network, with the names of those that have, and for a damaged file.
     """
     from fdm.files import FdmError
     from fdm.model import checkpoints
@@ -64,8 +79,8 @@ def precondition(
 ) -> Denoiser:
     """A denoiser D(x; sigma) around a raw network F of your own, with FDM's input scaling or without.
 
-    D = c_skip x + c_out F(c_in x, c_noise), with the coefficients of EDM's Table 1 (arXiv 2206.00364); FDM
-    (arXiv 2306.06991) changes c_in alone.
+    D = c_skip x + c_out F(c_in x, c_noise), with the coefficients of EDM's Table 1 (arXiv 2206.00364). FDM
+    (arXiv 2306.06991) changes c_in alone: it is the scale of a critically damped process.
 
     Parameters
     ----------
@@ -80,6 +95,11 @@ def precondition(
         Channels, height and width of the images; square.
     classes : int
         Number of classes, 0 for none.
+
+    Returns
+    -------
+    Denoiser
+        A module that is called as D(x, sigma, class_labels), and holds `net` with its parameters.
 
     Raises
     ------
@@ -111,9 +131,10 @@ def loss(
     warmup_steps: int = 0,
     generator: Generator | None = None,
 ) -> Tensor:
-    """The loss of a batch, (): the weighted squared error of D, each image at a noise level drawn for it.
+    """The loss of a batch: the weighted squared error of D, each image at a noise level drawn for it.
 
-    Levels and weights are those of the denoiser's framework (EDM, arXiv 2206.00364, Table 1).
+    It is the mean over images, channels and pixels of lambda(sigma) (D(y + sigma n; sigma) - y)^2. Levels and weights
+    are those of the denoiser's framework (EDM, arXiv 2206.00364, equation 2 and Table 1).
 
     Parameters
     ----------
@@ -128,6 +149,11 @@ def loss(
         (arXiv 2306.06991). 0 for none.
     generator : torch.Generator, optional
         What is random, on the images' device; otherwise it follows from torch's own seed.
+
+    Returns
+    -------
+    Tensor
+        Float32, (), with gradients.
 
     Raises
     ------
@@ -162,11 +188,38 @@ def sample(
     batch: int = 256,
     **options: Any,
 ) -> Tensor:
-    """Samples from the latents of the seeds `seed` to `seed + n - 1`, uint8 (n, C, H, W), in `nfe` evaluations each.
+    """Samples from the latents of the seeds `seed` to `seed + n - 1`.
 
-    `options` are the sampler's, such as `eta` of ddim. A conditional network draws the class from the seed as well.
-    Raises FdmError for an unknown sampler or option, one that is not for this network, or a number of evaluations that
-    the sampler cannot make.
+    A sample depends on its own seed alone, and not on n or the batch. A conditional network draws the class from the
+    seed as well.
+
+    Parameters
+    ----------
+    denoiser : Denoise
+        From `load` or `precondition`, in evaluation mode.
+    n : int
+        Number of samples, from 1.
+    sampler : str
+        One of list(fdm.samplers); the module of each names the paper that it is from.
+    nfe : int
+        Network evaluations a sample, from 1, as far as the sampler can make them: Heun's method needs an odd number.
+    seed : int
+        Of the first sample, from 0.
+    batch : int
+        Samples that are computed at once, from 1.
+    **options
+        The sampler's, such as `eta=1` of ddim: `fdm.samplers[sampler].options` has their names and ranges.
+
+    Returns
+    -------
+    Tensor
+        uint8, (n, C, H, W), from 0 to 255.
+
+    Raises
+    ------
+    FdmError
+        For an unknown sampler or option, one that is not for this network, or a number of evaluations that the sampler
+        cannot make.
     """
     import torch
 
@@ -203,12 +256,40 @@ def restore(
     label: int | None = None,
     **options: Any,
 ) -> Tensor:
-    """Images from measurements y of them, float (N, C, h, w) in [-1, 1]: uint8 (N, C, H, W), in `nfe` evaluations.
+    """Images from measurements y = A(image) + noise of them.
 
-    `task` is in `fdm.tasks.physics.TASKS`; `noise` is the standard deviation of the measurement's. `mask` (H, W) says
-    which pixels are known, in place of the task's own. `options` are the method's, such as `sigma_0` of ccdf, the noise
-    level that it starts from. A network that is told classes needs a `label`. What is random follows from `seed`.
-    Raises FdmError for measurements of another shape or with values that are not finite, and for unknown names.
+    Parameters
+    ----------
+    denoiser : Denoise
+        From `load` or `precondition`, in evaluation mode.
+    y : Tensor
+        Float, (N, C, h, w), the measurements of images in [-1, 1].
+    task : str
+        What A is: sr2, sr4 (super-resolution), box, random (inpainting) or fourier.
+    noise : float
+        Standard deviation of the measurement's noise, in the units of y.
+    mask : Tensor, optional
+        (H, W), which pixels are known, in place of the task's own.
+    method : str
+        ccdf (arXiv 2112.05146), dps (arXiv 2209.14687), diffpir (arXiv 2305.08995) or dossr (arXiv 2409.17778).
+    nfe : int
+        Network evaluations an image.
+    seed : int
+        Of the first image; the next has the next. What is random follows from it.
+    label : int, optional
+        The class, for a network that is told it.
+    **options
+        The method's, such as `sigma_0` of ccdf, the noise level that it starts from.
+
+    Returns
+    -------
+    Tensor
+        uint8, (N, C, H, W), from 0 to 255.
+
+    Raises
+    ------
+    FdmError
+        For measurements of another shape or not finite, for unknown names, and for a class that is missing.
     """
     from fdm.tasks import own_pictures
 

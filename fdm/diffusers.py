@@ -36,18 +36,47 @@ class _InputScaling:
     config: Any
 
     def precondition_inputs(self, sample: Tensor, sigma: float | Tensor) -> Tensor:
-        """c_in x of EDM-FDM at the noise level sigma, of the shape of `sample`."""
+        """The network's input, c_in x of EDM-FDM.
+
+        Parameters
+        ----------
+        sample : Tensor
+            x, (N, C, H, W).
+        sigma : float or Tensor
+            Its noise level, (), above 0.
+
+        Returns
+        -------
+        Tensor
+            (N, C, H, W), of the type of `sample`.
+        """
         level = torch.as_tensor(sigma, dtype=torch.float32, device=sample.device)
         return sample * coefficients("edm", "fdm", level, self.config.multiplier).c_in.to(sample.dtype)
 
 
 class FDMEulerScheduler(_InputScaling, EDMEulerScheduler):
-    """diffusers' Euler steps for a network of EDM-FDM."""
+    """diffusers' Euler steps for a raw network F of EDM-FDM (arXiv 2306.06991).
+
+    Parameters
+    ----------
+    multiplier : float
+        FDM's m, above 0, as in the training (2).
+    **kwargs
+        As EDMEulerScheduler has them (arXiv 2206.00364).
+    """
 
     __init__ = _init(EDMEulerScheduler)
 
 
 class FDMDPMSolverMultistepScheduler(_InputScaling, EDMDPMSolverMultistepScheduler):
-    """diffusers' DPM-Solver++ (multistep) for a network of EDM-FDM."""
+    """diffusers' DPM-Solver++ (multistep, arXiv 2211.01095) for a raw network F of EDM-FDM (arXiv 2306.06991).
+
+    Parameters
+    ----------
+    multiplier : float
+        FDM's m, above 0, as in the training (2).
+    **kwargs
+        As EDMDPMSolverMultistepScheduler has them (arXiv 2206.00364).
+    """
 
     __init__ = _init(EDMDPMSolverMultistepScheduler)
