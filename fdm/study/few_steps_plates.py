@@ -35,6 +35,7 @@ def by_evaluations(profile: Profile, quality: pd.DataFrame, quantities: list[str
             lines = select(mine, method=few_steps.START)
             for colour, (name, line) in zip(sns.color_palette("tab10"), lines.groupby("system", sort=False),
                                             strict=False):  # fmt: skip
+                line = line.sort_values("nfe")
                 ax.plot(line["nfe"], line["shown"], color=colour, lw=1.2, marker=".", label=name)
             for name, marker in MARKS.items():
                 part = select(mine, method=name)
@@ -57,16 +58,18 @@ def by_evaluations(profile: Profile, quality: pd.DataFrame, quantities: list[str
 
 
 def along(table: pd.DataFrame, metrics: list[str]) -> Figure:
-    """Quality and diversity along the training, a panel a metric: solid the baseline, dashed FDM."""
+    """Quality and diversity along the training, a panel a metric: dashed the baseline, solid FDM."""
     figure, axes = plt.subplots(1, len(metrics), figsize=(3.1 * len(metrics) + 1.8, 3), layout="constrained")
     for ax, metric in zip(axes, metrics, strict=True):
         for (kernel, name, nfe), line in table.groupby(["kernel", "method", "nfe"], sort=False):
             alpha = 0.5 if nfe == min(table[table["method"] == name]["nfe"]) else 1.0
             label = f"{name}, {nfe}, {NAMES[str(kernel)]}"
-            ax.plot(line["duration"], line[metric], "-" if kernel == "baseline" else "--", marker=MARKS[str(name)],
+            ax.plot(line["duration"], line[metric], "-" if kernel == "fdm" else "--", marker=MARKS[str(name)],
                     color=COLOURS[str(name)], alpha=alpha, lw=1, ms=3.5, label=label)  # fmt: skip
         shares = sorted(set(table["duration"]))
-        ax.set(xlabel="share of the training for few steps", ylabel=metric, xticks=shares)
+        ax.set(xlabel="share of the training for few steps", ylabel=metric, xscale="log")
+        ax.set_xticks(shares, [f"{share:g}" for share in shares], fontsize=8)
+        ax.xaxis.set_minor_locator(NullLocator())
         if metric not in ("recall", "coverage", "accuracy", "precision"):
             ax.set(yscale="log")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=7)

@@ -14,7 +14,9 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from fdm.files import replace, write_json
 from fdm.process.joint import JOINT
@@ -79,6 +81,13 @@ def style(framework: str, kernel: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def plain(axis: Axis, parts: tuple[float, ...] = (1, 2, 5)) -> None:
+    """Mark a short logarithmic axis at these parts of each decade, as plain numbers, which do not run into another."""
+    axis.set_major_locator(LogLocator(subs=parts, numticks=20))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def _lines(ax: Axes, rows: pd.DataFrame, x: str, y: str = "value", **kwargs: Any) -> None:
     for framework, kernel in [*MODELS, *((framework, "baseline") for framework in JOINT)]:
         part = rows[(rows["framework"] == framework) & (rows["kernel"] == kernel)]
@@ -86,8 +95,10 @@ def _lines(ax: Axes, rows: pd.DataFrame, x: str, y: str = "value", **kwargs: Any
             seeds = part.groupby(x)[y]
             line = seeds.mean()
             ax.plot(line.index, line.to_numpy(), **(style(framework, kernel) | kwargs))
-            if part["seed"].nunique() > 1:  # what the trainings lie between
-                ax.fill_between(line.index, seeds.min(), seeds.max(), color=COLOUR[framework], alpha=0.15, lw=0)
+            low, high = seeds.min(), seeds.max()  # what the trainings lie between
+            if part["seed"].nunique() == 1 and "low" in part:  # of one, the interval of its measurement
+                low, high = (part.groupby(x)[end].mean() for end in ("low", "high"))
+            ax.fill_between(line.index, low, high, color=COLOUR[framework], alpha=0.15, lw=0)
 
 
 def _floor(ax: Axes, floor: pd.Series) -> None:
@@ -174,6 +185,7 @@ def loss_curves(losses: pd.DataFrame) -> Figure:
         part = losses[losses["framework"] == framework].assign(kimg=lambda d: d["images"] / 1000)
         _lines(ax, part, "kimg", "loss", marker="")
         ax.set(yscale="log", xlabel="training images (thousands)", title=framework.upper())
+        plain(ax.yaxis)
         ax.legend()
     axes[0][0].set_ylabel("weighted squared error a pixel")
     return figure

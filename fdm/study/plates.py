@@ -12,7 +12,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from fdm.process.frameworks import FRAMEWORKS
 from fdm.samplers import GRIDS, SAMPLERS
-from fdm.study.figures import COLOUR, GREY, MARKER, style
+from fdm.study.figures import COLOUR, GREY, MARKER, plain, style
 from fdm.study.measurements import label, select
 
 LEAST, MOST = 0.7, 8.0  # ratios that an axis shows
@@ -34,7 +34,7 @@ def _ratios(ax: Axes, low: float = LEAST, high: float = MOST, across: bool = Fal
 
 def _shares(ax: Axes) -> None:
     """A logarithmic axis of shares of the training."""
-    ax.set(xscale="log", xlabel="share of the training")
+    ax.set(xscale="log", xlabel="share of the training", xlim=(1 / 37, 1.15))
     ax.set_xticks([1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1], ["1/32", "1/16", "1/8", "1/4", "1/2", "1"])
     ax.xaxis.set_minor_locator(NullLocator())
 
@@ -121,8 +121,11 @@ def learning_curves(losses: dict[str, pd.Series]) -> Figure:
                     ax.plot(curves.index, np.exp(np.log(curves).mean(axis=1)), **style(framework, kernel))
             ax.set(yscale="log", title=f"{target}, {framework.upper()}")
             _shares(ax)
+            plain(ax.yaxis)
             if ax.lines:
                 ax.legend(fontsize=8)
+            else:
+                ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", fontsize=9, color=GREY)
         row[0].set_ylabel("weighted denoising error")
     return figure
 
@@ -156,7 +159,8 @@ def radius(table: pd.DataFrame) -> Figure:
                 ax.plot(x, row[columns].iloc[0], **style(framework, kernel))
     for at, text in ((0, "blind"), (1, "right")):
         ax.axhline(at, color=GREY, lw=1, ls=":")
-        ax.annotate(text, (x[0] if x else 5, at), xytext=(2, 3), textcoords="offset points", fontsize=8, color=GREY)
+        ax.annotate(text, (1, at), xycoords=("axes fraction", "data"), xytext=(4, 0), textcoords="offset points",
+                    va="center", fontsize=8, color=GREY)  # fmt: skip
     ax.set(xscale="log", xlabel="noise level σ", ylabel="radius slope", ylim=(-0.25, 1.25))
     ax.set_xticks(x, [f"{sigma:g}" for sigma in x])
     ax.xaxis.set_minor_locator(NullLocator())
@@ -238,4 +242,5 @@ def costs(table: pd.DataFrame) -> Figure:
         if ax.get_legend_handles_labels()[0]:
             ax.legend(fontsize=8)
     axes[0].set_ylabel("images of FDM / of the baseline")
+    axes[0].annotate("the claim: half", (0.02, 0.5), xytext=(3, 3), textcoords="offset points", fontsize=8)
     return figure

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fdm.model.oracle import Mixture
 from fdm.study import restoration, restored
-from fdm.study.figures import GREY
+from fdm.study.figures import GREY, plain
 from fdm.study.measurements import select
 from fdm.study.profiles import Profile
 from fdm.tasks.physics import TASKS
@@ -37,8 +37,7 @@ def sheet(kept: dict[str, dict[str, Tensor]], shown: list[tuple[str, str, str]],
             bounds = {"vmin": -255, "vmax": 255, "cmap": "RdBu_r"} if key == "off" else {"vmin": 0, "vmax": 255}
             pixels = image.permute(1, 2, 0).squeeze(-1).numpy()
             ax.imshow(pixels, interpolation="nearest", **({"cmap": "gray"} | bounds))
-            ax.set(xticks=[], yticks=[])
-            ax.grid(False)
+            ax.set_axis_off()
         column[0].set_title(title, fontsize=7)
     return figure
 
@@ -102,6 +101,7 @@ def by_evaluations(profile: Profile, rows: pd.DataFrame, task: str, kernel: str,
         ax.set_xticks(par.nfe, [str(nfe) for nfe in par.nfe], fontsize=8)
         ax.xaxis.set_minor_locator(NullLocator())
     axes[1].set(yscale="log")
+    plain(axes[1].yaxis)
     lowest = restored.values(rows, restoration.ESTIMATE, "PSNR", 0, task).to_numpy().mean() - 1
     for line in axes[0].lines:
         below = [(x, lowest) for x, y in zip(*line.get_data(), strict=True) if y < lowest]
@@ -131,12 +131,10 @@ def contraction() -> Figure:
     sigmas = np.geomspace(0.02, 20, 60)
     for of, name, colour in ((mixture, "mixture of three", "C3"), (gaussian, "one Gaussian", "C0")):
         axes[1].plot(sigmas, [spread(of, sigma).max() for sigma in sigmas], color=colour, label=name)
-    axes[1].axhline(r, color=GREY, lw=1, ls=":")
-    axes[1].annotate("as the theorem has it: a denoiser that does not move", (sigmas[-1], r), fontsize=7, ha="right",
-                     va="bottom", xytext=(0, 2), textcoords="offset points")  # fmt: skip
+    axes[1].axhline(r, color=GREY, lw=1, ls=":", label="a denoiser that does not move,\nas the theorem has it")
     for ax in axes:
         ax.axhline(1, color="black", lw=0.8)
-        ax.legend(fontsize=7)
+        ax.legend(fontsize=7, loc="upper right")
     axes[0].set(xlabel="x", ylabel="distance of two neighbours, over that before")
     axes[1].set(xscale="log", xlabel=r"noise level $\sigma$")
     return figure

@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 from fdm.process.frameworks import FRAMEWORKS
 from fdm.study import standings
 from fdm.study import velocity as velocities
-from fdm.study.figures import COLOUR, GREY, MARKER
+from fdm.study.figures import COLOUR, GREY, MARKER, plain, style
 from fdm.study.measurements import label, select
 from fdm.study.profiles import Profile
 
@@ -81,7 +81,7 @@ def by_evaluations(
 
 
 def _evaluations(ax: plt.Axes, numbers: list[int]) -> None:
-    ax.set_xticks(numbers, [str(n) for n in numbers], fontsize=7)
+    ax.set_xticks(numbers, [f"{n:g}" for n in numbers], fontsize=7)
     ax.xaxis.set_minor_locator(NullLocator())
 
 
@@ -98,17 +98,32 @@ def interaction(profile: Profile, table: pd.DataFrame, nfe: int) -> Figure:
             part = mine[(mine["counts"] != "") == counts]
             ax.plot(part["baseline"], part["fdm"], MARKER[framework.lower()], color=colour, ls="",
                     markerfacecolor=colour if counts else "white")  # fmt: skip
-        far = mine[(mine["counts"] != "") & (np.log(mine["ratio"]).abs() > np.log(NAMED))]
-        for _, row in far.iterrows():
-            place = (row["baseline"], row["fdm"])
-            ax.annotate(row["system"], place, fontsize=6, xytext=(4, 2), textcoords="offset points")
         ax.set(xscale="log", yscale="log", title=framework, xlabel=f"baseline: over {base}")
         ax.axline((1, 1), (2, 2), color=GREY, lw=1, ls=":")
         for axis in (ax.xaxis, ax.yaxis):
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
     axes[0, 0].set_ylabel(f"FDM: over {base}")
+    for ax, framework in zip(
+        axes[0], frameworks, strict=False
+    ):  # now that the axes, which they share, are as they stay
+        mine = select(table, framework=framework, nfe=nfe)
+        _name(ax, mine[(mine["counts"] != "") & (np.log(mine["ratio"]).abs() > np.log(NAMED))])
     return figure
+
+
+def _name(ax: Axes, rows: pd.DataFrame) -> None:
+    """Write the names of points beside the panel, one below the other near their heights, with a line to each."""
+    low, high = np.log(ax.get_ylim())
+    rows = rows.sort_values("fdm", ascending=False)
+    heights, gap = [1.0 + 1 / 22], 1 / 22
+    for value in rows["fdm"]:
+        heights.append(min((np.log(value) - low) / (high - low), heights[-1] - gap))
+    up = max(0.0, -heights[-1])
+    for (_, row), height in zip(rows.iterrows(), heights[1:], strict=True):
+        ax.annotate(row["system"], (row["baseline"], row["fdm"]), xytext=(1.03, height + up),
+                    textcoords="axes fraction", va="center", fontsize=7,
+                    arrowprops={"arrowstyle": "-", "lw": 0.4, "color": GREY, "relpos": (0, 0.5)})  # fmt: skip
 
 
 def grids(profile: Profile, table: pd.DataFrame) -> Figure:
@@ -162,8 +177,7 @@ def surface(profile: Profile, rows: pd.DataFrame, nfe: int) -> Figure:
                     label=f"{schedule}, noise {eps}")  # fmt: skip
         ax.set(yscale="log", title=_cell(profile, cell), xlabel="size of the average")
         ax.title.set_fontsize(9)
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        ax.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+        plain(ax.yaxis, (1, 1.2, 1.5, 2, 3, 5, 7, 8.5))
     quantity = mine["quantity"].iloc[0] if len(mine) else ""
     axes[0, 0].set_ylabel(f"{quantity} over DDIM's", fontsize=8)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper", fontsize=7)
@@ -178,10 +192,9 @@ def scalars(profile: Profile, tuned: pd.DataFrame, oracle: pd.DataFrame) -> Figu
         mine = select(tuned, system=system)
         for cell, line in mine.groupby("cell", sort=False):
             par = profile.cells[str(cell)]
-            exact = par.source == "analytic"
-            ax.plot(line["nfe"], standings.option(line, name) - less, marker=MARKER[par.framework],
-                    color="black" if exact else COLOUR[par.framework], ls="--" if par.kernel == "fdm" else "-",
-                    label=_cell(profile, str(cell)))  # fmt: skip
+            look = style(par.framework, par.kernel) | {"label": _cell(profile, str(cell))}
+            look |= {"color": "black", "linestyle": "-"} if par.source == "analytic" else {}
+            ax.plot(line["nfe"], standings.option(line, name) - less, **look)
         line = select(oracle, system=system)
         if len(line):
             ax.plot(
@@ -217,6 +230,13 @@ def velocity(profile: Profile, levels: pd.DataFrame, training: pd.DataFrame) -> 
     ]
     for ax, (x, y) in zip(axes, told, strict=True):
         ax.set(xscale="log", yscale="log", xlabel=x, ylabel=y)
+    for ax, table in ((axes[1], training), (axes[2], samples.dropna(subset=["KID"]))):
+        lengths: list[float] = []
+        for kimg in sorted(set(table["kimg"]), reverse=True):  # as far as there is room, from the whole training
+            lengths += [kimg] if not lengths or lengths[-1] > 1.4 * kimg else []
+        ax.set_xticks(lengths, [f"{kimg:.0f}" for kimg in lengths], fontsize=8)
+        ax.xaxis.set_minor_locator(NullLocator())
+        plain(ax.yaxis)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper")
     return figure
 
@@ -230,6 +250,8 @@ def with_velocity(profile: Profile, quality: pd.DataFrame, space: str, floor: fl
                                 layout="constrained")  # fmt: skip
     for ax in axes.flat[len(names) :]:
         ax.set_axis_off()
+    for ax in axes.flat[max(len(names) - 5, 0) : len(names)]:  # also those above a place that is empty
+        ax.xaxis.set_tick_params(labelbottom=True)
     for ax, system in zip(axes.flat, names, strict=False):
         for cell in cells:
             mine = select(quality, cell=cell, system=system.name)
@@ -273,5 +295,6 @@ def gaps(table: pd.DataFrame) -> Figure:
         mine = select(table, process=name)
         ax.plot(mine["noise"], mine["from rest"], marker=".", label=name, ls="--" if name == "searched" else "-")
     ax.set(xscale="log", yscale="log", xlabel="noise that has come in", ylabel="from rest, nats a pixel")
+    _evaluations(ax, sorted(set(table["noise"])))
     figure.legend(loc="outside right upper")
     return figure
