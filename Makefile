@@ -46,7 +46,7 @@ repro: .venv/ready
 	@test -f $(FOLDER)/params.yaml || { echo "There is no profile $(PROFILE); the profiles are digits $$(ls profiles | tr '\n' ' ')." >&2; exit 1; }
 	@find .dvc/tmp -name rwlock -empty -delete 2>/dev/null || true  # which a DVC that was killed may leave, and not read
 	@python -m fdm pipeline --params $(FOLDER)/params.yaml
-	dvc repro $(FOLDER)/dvc.yaml
+	@python -m fdm repro --params $(FOLDER)/params.yaml
 	@test $(PROFILE) != exact || python -m fdm readme --params $(FOLDER)/params.yaml
 	@python -m fdm outcome --params $(FOLDER)/params.yaml
 

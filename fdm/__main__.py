@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fdm.files import FdmError, relative, root, write_text
+from fdm.files import FdmError, json_text, relative, root, write_text
 from fdm.study import profiles
 from fdm.study.profiles import Profile
 
@@ -200,16 +200,18 @@ def plan(profile: Profile, args: argparse.Namespace) -> None:
     """Say what the profile will cost in hours, memory and disk, and what is missing, without training."""
     from fdm.repro import plan
 
-    print(plan.report(profile))
+    found = plan.find(profile)
+    print(json_text(found) if args.json else plan.report(profile, found))
 
 
 def verify(profile: Profile, args: argparse.Namespace) -> None:
     """Compare each number reproduced here with the committed and the published one, and check the files."""
     from fdm.repro import verify
 
-    text, well = verify.report(profile, args.revision, args.out or root() / "work" / "verify")
-    print(text)
-    if not well:
+    found = verify.verify(profile, args.revision)
+    text = verify.write(found, args.out or root() / "work" / "verify")
+    print(json_text(found) if args.json else text)
+    if not found["agrees"]:
         raise FdmError("Not all is as committed; see the lines above and the report.")
 
 
@@ -234,19 +236,42 @@ def accept(profile: Profile, args: argparse.Namespace) -> None:
     print(accept.report(args.revision))
 
 
+def repro(profile: Profile, args: argparse.Namespace) -> None:
+    """Run the profile's pipeline; on a terminal each stage is told with what is left, and about how long it takes."""
+    from fdm.repro import progress
+
+    progress.run(profile)
+
+
+def completion(args: argparse.Namespace) -> None:
+    """Write what lets a shell complete the commands and options of `fdm`; docs/running.md says how to use it."""
+    try:
+        import shtab
+    except ImportError as error:
+        raise FdmError('Completion needs shtab; install the study\'s tools, pip install ".[study]".') from error
+    args.parser.prog = "fdm"
+    print(shtab.complete(args.parser, args.shell))
+
+
 def doctor(args: argparse.Namespace) -> None:
     """Check the environment, devices, disk, data and DVC, and say what each profile can do here."""
     from fdm.repro import doctor
 
-    text, well = doctor.report()
-    print(text)
-    if not well:
+    found = doctor.find()
+    print(json_text(found) if args.json else doctor.report(found))
+    if not found["well"]:
         raise FdmError("Something is wrong for the default profile; see the lines above.")
+
+
+def _complain(sentence: str) -> None:
+    """Say on stderr what is wrong, in red on a terminal (https://no-color.org)."""
+    red = sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    print(f"\033[31mfdm: {sentence}\033[0m" if red else f"fdm: {sentence}", file=sys.stderr)
 
 
 COMMANDS = [
     check, pipeline, code, prepare, reference, train, cells, heads, systems, restoration, toys, fetch, notebook,
-    publish, outcome, readme, plan, verify, explain, rounding, accept,
+    publish, repro, outcome, readme, plan, verify, explain, rounding, accept,
 ]  # fmt: skip
 
 
@@ -266,6 +291,8 @@ def main(argv: list[str] | None = None) -> int:
             command.add_argument("--run", required=True, help="which run of the profile, such as edm-fdm-0")
         if function is cells:
             command.add_argument("--scheduler", help="address of a Dask cluster, such as tcp://10.0.0.1:8786")
+        if function in (plan, verify):
+            command.add_argument("--json", action="store_true", help="print JSON and nothing else")
         if function is verify:
             command.add_argument("--revision", default="HEAD", help="of the committed results (HEAD)")
             command.add_argument("--out", type=Path, help="folder for the report (work/verify)")
@@ -307,7 +334,11 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--out", type=Path, default=Path("restored.png"), help="the sheet (restored.png)")
     command.set_defaults(function=restore, params=None)
     command = commands.add_parser("doctor", help=doctor.__doc__, description=doctor.__doc__)
+    command.add_argument("--json", action="store_true", help="print JSON and nothing else")
     command.set_defaults(function=doctor, params=None)
+    command = commands.add_parser("completion", help=completion.__doc__, description=completion.__doc__)
+    command.add_argument("shell", choices=["bash", "zsh", "tcsh"], help="which shell")
+    command.set_defaults(function=completion, params=None, parser=parser)
     args = parser.parse_args(argv)
     # In a log, a progress bar is a line now and then; tqdm reads this when it is first imported.
     os.environ.setdefault("TQDM_MININTERVAL", "0.5" if sys.stderr.isatty() else "15")
@@ -318,11 +349,15 @@ def main(argv: list[str] | None = None) -> int:
             args.function(profiles.load(Path(args.params)), args)
         else:
             args.function(args)
+        sys.stdout.flush()
     except FdmError as error:
-        print(f"fdm: {error}", file=sys.stderr)
+        _complain(str(error))
         return 1
+    except BrokenPipeError:  # such as explain | head: who reads has seen enough, also for what is still in the buffer
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
-        print("fdm: interrupted; what was finished is kept, and dvc repro goes on from there.", file=sys.stderr)
+        _complain("interrupted; what was finished is kept, and dvc repro goes on from there.")
         return 130
     return 0
 

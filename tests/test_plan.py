@@ -64,7 +64,9 @@ def test_the_published_networks_have_the_published_sizes_and_the_whole_bill():
     profile = profiles.find("paper-cifar10")
     dataset = plan.dataset_of(profile)
     assert plan.network(profile, "edm-baseline-0", dataset).parameters == pytest.approx(55.7e6, rel=0.002)
-    assert plan.evaluations(profile, "edm-fdm-0") == 50_000 * (3 * 35 + 2 * (5 + 11 + 17 + 25 + 35 + 49 + 79))
+    assert sum(plan.evaluations(profile, "edm-fdm-0").values()) == 50_000 * (
+        3 * 35 + 2 * (5 + 11 + 17 + 25 + 35 + 49 + 79)
+    )
 
 
 @pytest.mark.parametrize(
@@ -105,11 +107,19 @@ def test_a_plan_tells_the_cost_and_leaves_everything_as_it_was(smoke, monkeypatc
     # Of the comparison: 5 + 8 evaluations, of Heun's method the 8 alone, of 4 + 2 candidates and of each system; solver
     # and grid crossed; the converged solution; moments at six levels, of heads and by derivatives; and their training.
     compared = 16 * ((4 + 2) * 13 + 6 * 13 + 8 + 2 * 2 * 5 + 256 + 2 * 6) + 512
-    row = rf"edm-fdm +[\d,]+ +[\d.e-]+ +2,048 +[\d.e+]+ +\d+ s +{samples * nfe + compared:,} "
+    row = rf"edm-fdm +[\d,]+ +[\d.e-]+ +2,048 +[\d.e+]+ +[\d.]+ \w+ +{samples * nfe + compared:,} "
     assert re.search(row, text), text
     assert not re.search(r"^ *edm-baseline-exact", text, re.MULTILINE)  # which is no network
     assert re.search(r"V100 +\d+ s +\d+ s +yes", text)
+    assert re.search(r"GPU {3,}time on one {3,}time on eight {3,}has memory for 64 images\n", text)
     assert "Nothing is missing here." in text
+
+
+def test_a_floor_at_another_number_of_images_than_the_models_is_told(smoke, digits):
+    half = len(digits.labels) // 2
+    assert plan._floor(smoke, digits) == []
+    (told,) = plan._floor(change(Path(smoke.params_file), evaluation={"samples": half + 1}), digits)
+    assert f"of {half:,} images" in told and f"With evaluation.samples: {half} they can" in told
 
 
 def test_what_does_not_fit_or_does_not_exist_here_is_measured_as_far_as_it_can(smoke, monkeypatch, digits):
@@ -132,7 +142,8 @@ def test_a_measured_rate_is_that_of_the_step():
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"), [(3, "3 s"), (99, "99 s"), (600, "10 min"), (7200, "2.0 h"), (86400 * 20, "20 days")]
+    ("seconds", "said"),
+    [(3, "3 s"), (99, "99 s"), (600, "10 min"), (7200, "2.0 h"), (86400 * 20, "20 days"), (31_571 * 86400, "86 years")],
 )
 def test_durations_are_told_as_people_do(seconds, said):
     assert plan.hours(seconds) == said

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from typing import Any
 
 import psutil
 import torch
@@ -113,17 +114,23 @@ def readiness(name: str) -> tuple[str, list[str]]:
     return ("ready, with a network" if later else "not here"), gaps
 
 
-def report() -> tuple[str, bool]:
-    """The findings as text, and whether the default profile can run."""
+def find() -> dict[str, Any]:
+    """The findings as plain values; `well` says whether the default profile can run, without any problem."""
     notes, problems = environment()
     more_notes, more_problems = pipeline()
-    lines = [*(f"  {note}" for note in [*notes, *machine(), *more_notes])]
-    lines += [f"! {problem}" for problem in [*problems, *more_problems]]
-    lines += ["", "Profiles (make plan PROFILE=<name> tells what one costs):"]
     names = ["digits", *sorted(path.parent.name for path in (root() / "profiles").glob("*/params.yaml"))]
-    default = True
-    for name in names:
-        state, gaps = readiness(name)
-        default = default and (name != "digits" or state == "ready")
-        lines += [f"  {name:24}{state}", *(f"  {'':24}- {gap}" for gap in gaps)]
-    return "\n".join(lines), default and not problems and not more_problems
+    states = [(name, *readiness(name)) for name in names]
+    wrong = [*problems, *more_problems]
+    return {
+        "well": states[0][1] == "ready" and not wrong, "notes": [*notes, *machine(), *more_notes], "problems": wrong,
+        "profiles": [{"profile": name, "state": state, "missing": gaps} for name, state, gaps in states],
+    }  # fmt: skip
+
+
+def report(found: dict[str, Any]) -> str:
+    """The findings as text, from `find`."""
+    lines = [*(f"  {note}" for note in found["notes"]), *(f"! {problem}" for problem in found["problems"])]
+    lines += ["", "Profiles (make plan PROFILE=<name> tells what one costs):"]
+    for each in found["profiles"]:
+        lines += [f"  {each['profile']:24}{each['state']}", *(f"  {'':24}- {gap}" for gap in each["missing"])]
+    return "\n".join(lines)

@@ -102,8 +102,8 @@ def largest(networks: dict[str, Network]) -> Network | None:
     return max(networks.values(), key=lambda net: net.memory(1), default=None)
 
 
-def evaluations(profile: Profile, name: str) -> int:
-    """Network evaluations that measuring one run takes, about, with its share of the comparison of systems.
+def evaluations(profile: Profile, name: str) -> dict[str, int]:
+    """Network evaluations that measuring one run takes, about, by stage, with its share of what is compared by cell.
 
     An image that heads are trained on costs about as much as one evaluation.
     """
@@ -114,7 +114,7 @@ def evaluations(profile: Profile, name: str) -> int:
     restored = (
         restoration.evaluations(profile, cell) // len(profile.runs_of(cell)) if profile.evaluation.restoration else 0
     )
-    return runs.evaluations(profile, name) + compared + learned + restored
+    return {"evaluate": runs.evaluations(profile, name), "heads": learned, "systems": compared, "restoration": restored}
 
 
 # ----------------------------------------------------------------------------------------------- measurement
@@ -305,97 +305,173 @@ def stages(profile: Profile) -> list[str]:
 
 
 def hours(seconds: float) -> str:
-    """A duration for people: 40 s, 12 min, 3.5 h, 20 days."""
-    for limit, unit, size in ((100, "s", 1), (6000, "min", 60), (100 * 3600, "h", 3600)):
+    """A duration for people: 40 s, 12 min, 3.5 h, 20 days, 7 years."""
+    year = 365.25 * 86400
+    for limit, unit, size in ((100, "s", 1), (6000, "min", 60), (100 * 3600, "h", 3600), (2 * year, "days", 86400)):
         if seconds < limit:
-            return f"{seconds / size:.0f} {unit}" if unit != "h" else f"{seconds / size:.1f} h"
-    return f"{seconds / 86400:,.0f} days"
+            return f"{seconds / size:.1f} h" if unit == "h" else f"{seconds / size:.0f} {unit}"
+    return f"{seconds / year:,.0f} years"
 
 
-def _bill(profile: Profile, dataset: Dataset, networks: dict[str, Network]) -> list[str]:
-    """Lines on what training and scoring the networks costs: measured here, reckoned for GPUs."""
-    par, ev = profile.training, profile.evaluation
-    assert par is not None
-    work = [0.0, 0.0]
-    for name, net in networks.items():
-        work[0] += net.flops * runs.images(profile, name) * loop.evaluations(profile.run(name))
-        work[1] += net.flops * evaluations(profile, name)
-    # One measurement serves runs of one network.
+def rates(profile: Profile, dataset: Dataset, networks: dict[str, Network]) -> dict[str, tuple[float, float]]:
+    """Images a second that each run trains on here, and evaluations a second; measured, for about 20 seconds."""
     first: dict[Network, str] = {}
     for name, net in networks.items():
-        first.setdefault(net, name)
-    print(f"Measuring this machine for about {SECONDS} seconds ...", file=sys.stderr)
+        first.setdefault(net, name)  # one measurement serves runs of one network
     trained, evaluated = (measure(profile, dataset, list(first.values()), train) for train in (True, False))
-    rows = []
-    total = [0.0, 0.0]
-    for name in dict.fromkeys(run.cell for run in profile.trained.values()):
-        alike = profile.runs_of(name)
-        net, every = networks[alike[0]], evaluations(profile, alike[0])
-        rate = trained[first[net]], evaluated[first[net]]
-        images, one = runs.images(profile, alike[0]), loop.evaluations(profile.run(alike[0]))
-        costs = images * one / cost.TRAINING / rate[0], every / rate[1]
-        total = [a + len(alike) * b for a, b in zip(total, costs, strict=True)]
-        rows.append({
-            "cell": f"{name}, {len(alike)} times" if len(alike) > 1 else name,
-            "parameters": f"{net.parameters:,}", "GFLOP an image": f"{net.flops / 1e9:.3g}",
-            "images": f"{images:,}", "images/s": f"{rate[0]:.3g}", "training": hours(costs[0]),
-            "evaluations": f"{every:,}", "evaluations/s": f"{rate[1]:.3g}", "scoring": hours(costs[1]),
+    return {name: (trained[first[net]], evaluated[first[net]]) for name, net in networks.items()}
+
+
+def seconds(profile: Profile, rate: dict[str, tuple[float, float]]) -> dict[str, dict[str, float]]:
+    """What training and scoring each run takes at these rates, by run and stage."""
+    out = {}
+    for name, (training, scoring) in rate.items():
+        work = runs.images(profile, name) * loop.evaluations(profile.run(name)) / cost.TRAINING
+        scored = {stage: count / scoring for stage, count in evaluations(profile, name).items()}
+        out[name] = {"train": work / training} | scored
+    return out
+
+
+def side_by_side(profile: Profile) -> int:
+    """How many runs are computed at once here."""
+    counts = [section.processes for section in (profile.training, profile.evaluation) if section is not None]
+    return runs.at_once(profile, max(counts))
+
+
+def costs(profile: Profile, dataset: Dataset, networks: dict[str, Network]) -> dict[str, Any]:
+    """What training and scoring the networks costs: measured here, reckoned for GPUs."""
+    par, ev = profile.training, profile.evaluation
+    assert par is not None
+    print(f"Measuring this machine for about {SECONDS} seconds ...", file=sys.stderr)
+    rate = rates(profile, dataset, networks)
+    every, work = seconds(profile, rate), [0.0, 0.0]
+    for name, net in networks.items():
+        work[0] += net.flops * runs.images(profile, name) * loop.evaluations(profile.run(name))
+        work[1] += net.flops * sum(evaluations(profile, name).values())
+    cells: list[dict[str, Any]] = []
+    for cell in dict.fromkeys(run.cell for run in profile.trained.values()):
+        alike = profile.runs_of(cell)
+        net, one = networks[alike[0]], every[alike[0]]
+        cells.append({
+            "cell": cell, "runs": len(alike), "parameters": net.parameters, "flops": net.flops,
+            "images": runs.images(profile, alike[0]), "images_per_second": rate[alike[0]][0],
+            "training_seconds": one["train"], "evaluations": sum(evaluations(profile, alike[0]).values()),
+            "evaluations_per_second": rate[alike[0]][1], "scoring_seconds": sum(one.values()) - one["train"],
         })  # fmt: skip
-    counts = [available_processes(section.processes) for section in (par, ev)]
-    lines = [
-        "", pd.DataFrame(rows).to_string(index=False), "",
-        f"On this machine ({processes.device()}; {counts[0]} and {counts[1]} processes, without torch.compile): "
-        f"training {hours(total[0])}, scoring {hours(total[1])} at least, together {hours(sum(total))}.",
-    ]  # fmt: skip
-    if (n := runs.at_once(profile, max(par.processes, ev.processes))) > 1:
-        lines[-1] += f" {n} runs are computed at once, which takes {hours(sum(total) / n)} if cores share nothing."
-    step = cost.TRAINING * max(net.flops for net in networks.values()) * par.batch
-    lines += [
-        "", f"On GPUs: {work[0]:.2g} FLOPs to train in {par.precision}, {work[1]:.2g} to score in {ev.precision}, "
-        f"at {UTILISATION:.0%} of the peak (assumed; a step is {step / 1e12:.2g} TFLOP, and small ones reach less):"
-    ]  # fmt: skip
     share = par.batch // (par.processes * par.accumulation)
     need = max(net.memory(share) for net in networks.values())
-    table = []
+    gpus = []
     for gpu, (peaks, memory) in GPUS.items():
-        if par.precision not in peaks:
-            continue
-        peak = peaks[par.precision], peaks.get(ev.precision, peaks["fp32"])
-        seconds = sum(w / (UTILISATION * p * 1e12) for w, p in zip(work, peak, strict=True))
-        fits = "yes" if need < memory * 1e9 else f"no, {need / GIB:.0f} GiB: more processes or accumulation"
-        table.append(
-            {"GPU": gpu, "one": hours(seconds), "eight of them": hours(seconds / 8), f"{share} images fit": fits}
-        )
-    lines += [pd.DataFrame(table).to_string(index=False)]
-    lines += [
-        "",
-        f"Memory of one training process: up to {need / GIB:.2g} GiB beside PyTorch, {share} images at a time.",
-    ]
-    return lines
+        if par.precision in peaks:
+            peak = peaks[par.precision], peaks.get(ev.precision, peaks["fp32"])
+            took = sum(w / (UTILISATION * p * 1e12) for w, p in zip(work, peak, strict=True))
+            gpus.append({"gpu": gpu, "seconds_on_one": took, "seconds_on_eight": took / 8, "fits": need < memory * 1e9})
+    return {
+        "device": processes.device(), "cells": cells,
+        "training_seconds": sum(each["runs"] * each["training_seconds"] for each in cells),
+        "scoring_seconds": sum(each["runs"] * each["scoring_seconds"] for each in cells),
+        "runs_at_once": side_by_side(profile), "training_flops": work[0], "scoring_flops": work[1],
+        "step_flops": cost.TRAINING * max(net.flops for net in networks.values()) * par.batch,
+        "memory_bytes": need, "images_at_a_time": share, "gpus": gpus,
+    }  # fmt: skip
 
 
-def report(profile: Profile) -> str:
-    """The plan as text. It measures for about 20 seconds, and trains nothing."""
-    dataset, ev = dataset_of(profile), profile.evaluation
+def _bill(profile: Profile, found: dict[str, Any]) -> list[str]:
+    """Lines on what training and scoring the networks costs, from `costs`."""
+    par, ev = profile.training, profile.evaluation
+    assert par is not None
+    rows = [
+        {
+            "cell": f"{each['cell']}, {each['runs']} times" if each["runs"] > 1 else each["cell"],
+            "parameters": f"{each['parameters']:,}", "GFLOP an image": f"{each['flops'] / 1e9:.3g}",
+            "images": f"{each['images']:,}", "images/s": f"{each['images_per_second']:.3g}",
+            "training": hours(each["training_seconds"]), "evaluations": f"{each['evaluations']:,}",
+            "evaluations/s": f"{each['evaluations_per_second']:.3g}", "scoring": hours(each["scoring_seconds"]),
+        }
+        for each in found["cells"]
+    ]  # fmt: skip
+    counts = [available_processes(section.processes) for section in (par, ev)]
+    total = found["training_seconds"] + found["scoring_seconds"]
+    here = (
+        f"On this machine ({found['device']}; {counts[0]} and {counts[1]} processes, without torch.compile): training "
+        f"{hours(found['training_seconds'])}, scoring {hours(found['scoring_seconds'])} at least, together "
+        f"{hours(total)}."
+    )
+    if (n := found["runs_at_once"]) > 1:
+        here += f" {n} runs are computed at once, which takes {hours(total / n)} if cores share nothing."
+    need, share = found["memory_bytes"] / GIB, found["images_at_a_time"]
+    no = f"no, {need:.0f} GiB: more processes or accumulation"
+    table = [
+        {"GPU": each["gpu"], "time on one": hours(each["seconds_on_one"]), "time on eight":
+         hours(each["seconds_on_eight"]), f"has memory for {share} images": "yes" if each["fits"] else no}
+        for each in found["gpus"]
+    ]  # fmt: skip
+    return [
+        "", _columns(rows), "", here, "",
+        f"On GPUs: {found['training_flops']:.2g} FLOPs to train in {par.precision}, {found['scoring_flops']:.2g} to "
+        f"score in {ev.precision}, at {UTILISATION:.0%} of the peak (assumed; a step is "
+        f"{found['step_flops'] / 1e12:.2g} TFLOP, and small ones reach less):", _columns(table), "",
+        f"Memory of one training process: up to {need:.2g} GiB beside PyTorch, {share} images at a time.",
+    ]  # fmt: skip
+
+
+def _columns(rows: list[dict[str, str]]) -> str:
+    """A table as text, with more room between columns than between the words of a heading."""
+    lines = [[*rows[0]], *([*row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("   ".join(map(str.rjust, line, widths)) for line in lines)
+
+
+def find(profile: Profile) -> dict[str, Any]:
+    """The plan as plain values. It measures for about 20 seconds, and trains nothing.
+
+    `costs` is empty where networks are published ones, whose sizes are known once they are fetched; `missing` keeps the
+    profile from running here, `downloads` will be fetched.
+    """
+    dataset = dataset_of(profile)
     networks = networks_of(profile, dataset)
-    todo = stages(profile)
-    lines = [
-        f"Profile {profile.profile}: {len(profile.runs)} runs on {profile.dataset.name} "
-        f"({profile.dataset.resolution}x{profile.dataset.resolution}).",
-        "",
-        f"Stages to run: {', '.join(todo) if todo else 'none, all results are there'}.",
+    todo, gaps = stages(profile), missing(profile, largest(networks))
+    return {
+        "profile": profile.profile, "dataset": profile.dataset.name, "resolution": profile.dataset.resolution,
+        "runs": len(profile.runs), "stages": todo, "samples": profile.evaluation.samples,
+        "evaluations_a_run": max(sum(evaluations(profile, name).values()) for name in profile.runs),
+        "costs": costs(profile, dataset, networks) if networks else {},
+        "disk_bytes": disk(profile, largest(networks)),
+        "downloads": [gap for gap in gaps if "will be downloaded" in gap],
+        "missing": [gap for gap in gaps if "will be downloaded" not in gap],
+        "notes": _floor(profile, dataset),
+    }  # fmt: skip
+
+
+def _floor(profile: Profile, dataset: Dataset) -> list[str]:
+    """A sentence where the floor cannot be at the n of the models: half of the real images stand for the models'."""
+    samples, half = profile.evaluation.samples, len(dataset.labels) // 2
+    if not 0 < half < samples:
+        return []
+    return [
+        f"The floor will be of {half:,} images, half of the real ones, and the models' distances of {samples:,}: a "
+        f"distance is larger at a smaller n, so they cannot be compared. With evaluation.samples: {half} they can"
     ]
-    if not networks:
+
+
+def report(profile: Profile, found: dict[str, Any]) -> str:
+    """The plan as text, from `find`."""
+    lines = [
+        f"Profile {profile.profile}: {found['runs']} runs on {found['dataset']} "
+        f"({found['resolution']}x{found['resolution']}).",
+        "",
+        f"Stages to run: {', '.join(found['stages']) or 'none, all results are there'}.",
+    ]
+    if not found["costs"]:
         lines += [
             "", "The networks are published ones: their sizes are known once they are fetched. "
-            f"Scoring takes {evaluations(profile, next(iter(profile.runs))):,} evaluations a run ({ev.samples:,} "
+            f"Scoring takes {found['evaluations_a_run']:,} evaluations a run ({found['samples']:,} "
             "samples a setting)."
         ]  # fmt: skip
     else:
-        lines += _bill(profile, dataset, networks)
-    lines += [f"Disk: about {disk(profile, largest(networks)) / GIB:.2g} GiB, with DVC's copies."]
-    gaps = missing(profile, largest(networks))
-    later = [gap for gap in gaps if "will be downloaded" in gap]
-    lines += ["", *(f"To be downloaded: {gap}." for gap in later)]
-    lines += [f"Missing here: {gap}." for gap in gaps if gap not in later] or ["Nothing is missing here."]
+        lines += _bill(profile, found["costs"])
+    lines += [f"Disk: about {found['disk_bytes'] / GIB:.2g} GiB, with DVC's copies.", ""]
+    lines += [f"{note}." for note in found["notes"]]
+    lines += [f"To be downloaded: {gap}." for gap in found["downloads"]]
+    lines += [f"Missing here: {gap}." for gap in found["missing"]] or ["Nothing is missing here."]
     return "\n".join(lines)

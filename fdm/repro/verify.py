@@ -354,9 +354,9 @@ def markdown(found: dict[str, Any]) -> str:
     return "\n".join(f"{title}\n\n{text}" for title, text in parts.items())
 
 
-def report(profile: Profile, revision: str, folder: Path) -> tuple[str, bool]:
-    """Verify and write the report to `folder`, <profile>.md and .json; returns the summary, and whether all is well."""
-    found = verify(profile, revision)
-    write_text(folder / f"{profile.profile}.md", markdown(found))
-    write_json(folder / f"{profile.profile}.json", found)
-    return f"{summary(found)}\nthe whole report: {folder / profile.profile}.md, .json", found["agrees"]
+def write(found: dict[str, Any], folder: Path) -> str:
+    """Write the report of `verify` to `folder`, <profile>.md and .json; returns its summary."""
+    path = folder / found["profile"]
+    write_text(folder / f"{found['profile']}.md", markdown(found))
+    write_json(folder / f"{found['profile']}.json", found)
+    return f"{summary(found)}\nthe whole report: {path}.md, .json"
