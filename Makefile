@@ -86,9 +86,15 @@ test: style
 lab: .venv/ready
 	jupyter lab notebooks
 
-site: .venv/ready
+# The samples that the explorer shows: a minute of one core.
+build/site/drawn/explorer/index.js: docs/site/explorer.py $(wildcard results/digits/networks/*.safetensors) \
+		results/digits/measurements.csv $(wildcard fdm/*.py fdm/*/*.py) | .venv/ready
+	@python docs/site/explorer.py $(@D)
+
+site: .venv/ready build/site/drawn/explorer/index.js
 	@python docs/site/stage.py build/site/source
-	sphinx-build -q -W --keep-going -b html -c docs/site -D html_extra_path=$(CURDIR)/build/site/extra \
+	sphinx-build -q -W --keep-going -b html -c docs/site \
+		-D html_extra_path=$(CURDIR)/build/site/extra,$(CURDIR)/build/site/drawn \
 		build/site/source build/site/html
 	@echo "The site is in build/site/html; open index.html there."
 

@@ -15,11 +15,13 @@ author = copyright = "The authors of this reproducibility study, MIT licence"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "furo"
 html_static_path, html_css_files = ["static"], ["site.css"]
+html_js_files, html_favicon = [("site.js", {"defer": "defer"})], "static/icon.svg"
 html_show_sphinx = False
 html_copy_source = False
 nb_execution_mode = "off"
 nb_render_markdown_format = "gfm"
 nb_merge_streams = True
+nb_code_prompt_show, nb_code_prompt_hide = "Show the code", "Hide the code"
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 3
 myst_dmath_double_inline = True
@@ -46,5 +48,13 @@ def block(self, node):
     raise nodes.SkipNode
 
 
+def levels(app, page, template, context, tree):
+    """Say which level the headings of the navigation have: Sphinx calls them headings of none."""
+    context["furo_navigation_tree"] = context["furo_navigation_tree"].replace(
+        'role="heading"', 'role="heading" aria-level="2"'
+    )
+
+
 def setup(app):
+    app.connect("html-page-context", levels, priority=900)  # after furo, whose tree it is
     app.add_html_math_renderer("mathml", (inline, None), (block, None))
