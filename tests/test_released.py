@@ -360,8 +360,8 @@ def nested(levels: int, make_part) -> object:
     return {"enc": part}
 
 
-def costly(persistence) -> dict[str, bytes]:
-    """Small files that would take the machine: hashed, compared, printed, walked, copied, or simply built."""
+def costly(persistence) -> dict[str, tuple[bytes, str]]:
+    """Small files that would take the machine when hashed, compared, printed, walked, copied or built, and reasons."""
     Persistent = persistence[0]
     record = looked_up("torch_utils.persistence", "_reconstruct_persistent_obj")
     megabyte = storage(250_000, bytes(1_000_000))
@@ -369,40 +369,44 @@ def costly(persistence) -> dict[str, bytes]:
     rebuild, huge = looked_up("torch._utils", "_rebuild_tensor_v2"), b"\x8a\xff" + b"\x7f" * 255
     nothing = {f"n{i}": None for i in range(40_000)}
     state = b"}(" + b"".join(word(f"{i:05d}") + b"N" for i in range(60_000)) + b"u\x94"
+    keys, none = "a dictionary with strings as keys", "holds no network"
+
+    def containers(levels: int, **names: None) -> object:
+        return nested(levels, lambda part: {"_modules": dict.fromkeys(names, part)})
+
+    records = nested(40, lambda part: Persistent("A", {"_modules": {"a": part, "b": part}}))
+    ints = b"".join(b"\x8a\x10" + (k * (2**61 - 1)).to_bytes(16, "little") + b"N" for k in range(9999))
+    shared = {f"m{i}": Persistent("A", {"_parameters": nothing}) for i in range(4000)}
+    compared = b"}" + word("type") + word("class") + b"s" + word("version") + SHARED + b"s"
+    on_one = b"h\x02(h\x01K\x00J\x90\xd0\x03\x00\x85K\x01\x85tR"
     return {
-        "hashed as a key": opcode(b"}" + SHARED + b"Ns"),
-        "hashed in a set": opcode(b"\x8f(" + SHARED + b"\x90"),
-        "hashed in a frozen set": opcode(b"(" + SHARED + b"\x91"),
-        "compared": opcode(record + b"}" + word("type") + word("class") + b"s" + word("version") + SHARED + b"s\x85R"),
-        "printed": opcode(SHARED + b"Q"),
-        "printed as a name": opcode(SHARED + SHARED + b"\x93"),
-        "in itself": opcode(b"}\x94" + word("ema") + b"h\x00s"),
-        "deep lists": opcode(b"]" * 2_000_000 + b"a" * 1_999_999),
-        "deep as a key": opcode(b"}" + DEEP + b"Ns"),
-        "deep as a persistent name": opcode(DEEP + b"Q"),
-        "deep dictionaries": opcode((b"}" + word("ema")) * 100_000 + b"N" + b"s" * 100_000),
-        "many dictionaries": opcode(b"}" * 5_000_000),
-        "numbers with one hash": opcode(
-            b"}("
-            + b"".join(b"\x8a\x10" + (k * (2**61 - 1)).to_bytes(16, "little") + b"N" for k in range(99_999))
-            + b"u"
+        "hashed as a key": (opcode(b"}" + SHARED + b"Ns"), keys),
+        "hashed in a set": (opcode(b"\x8f(" + SHARED + b"\x90"), none),
+        "hashed in a frozen set": (opcode(b"(" + SHARED + b"\x91"), "the pickle opcode FROZENSET"),
+        "compared": (opcode(record + compared + b"\x85R"), "a record that is not a class of version 6"),
+        "printed": (opcode(SHARED + b"Q"), "a persistent name of type tuple"),
+        "printed as a name": (opcode(SHARED + SHARED + b"\x93"), "a name that is no text"),
+        "in itself": (opcode(b"}\x94" + word("ema") + b"h\x00s"), none),
+        "deep lists": (opcode(b"]" * 2_000_000 + b"a" * 1_999_999), "more than 1,000,000 pickle opcodes"),
+        "deep as a key": (opcode(b"}" + DEEP + b"Ns"), keys),
+        "deep as a persistent name": (opcode(DEEP + b"Q"), "a persistent name of type tuple"),
+        "deep dictionaries": (opcode((b"}" + word("ema")) * 100_000 + b"N" + b"s" * 100_000), none),
+        "many dictionaries": (opcode(b"}" * 6_000_000), "more than 1,000,000 pickle opcodes"),
+        "numbers with one hash": (opcode(b"}(" + ints + b"u"), keys),
+        "one storage again and again": (opcode(read + b"\x85\x94" + b"h\x00h\x01R" * 3000), "read again and again"),
+        "one storage under many tensors": (
+            opcode(read + b"\x85R\x94" + rebuild + b"\x94" + on_one * 3000), "a tensor without a storage of its own",
         ),
-        "one storage read again and again": opcode(read + b"\x85\x94" + b"h\x00h\x01R" * 3000),
-        "one storage under many tensors": opcode(
-            read + b"\x85R\x94" + rebuild + b"\x94" + b"h\x02(h\x01K\x00J\x90\xd0\x03\x00\x85K\x01\x85tR" * 3000
+        "a huge product": (
+            opcode(rebuild + b"(" + read + b"\x85RK\x00(" + huge * 10_000 + b"t\x94h\x01tR"), "not described by num",
         ),
-        "a huge product": opcode(rebuild + b"(" + read + b"\x85RK\x00(" + huge * 10_000 + b"t\x94h\x01tR"),
-        "one state for all": opcode(state + b"}h\x00b" * 100_000),
-        "a bomb of containers": network(persistence, nested(40, lambda part: {"_modules": {"a": part, "b": part}})),
-        "a bomb of modules": network(
-            persistence, nested(40, lambda part: Persistent("A", {"_modules": {"a": part, "b": part}}))
-        ),
-        "a deep network": network(persistence, nested(150, lambda part: {"_modules": {"enc": part}})),
-        "a long name": network(persistence, {"x" * 500_000: Persistent("A", {})}),
-        "shared parameters": network(
-            persistence, {f"m{i}": Persistent("A", {"_parameters": nothing}) for i in range(4000)}
-        ),
-    }
+        "one state for all": (opcode(state + b"}h\x00b" * 100_000), "a state of something that has none"),
+        "a bomb of containers": (network(persistence, containers(40, a=None, b=None)), "holds 'model.enc.b' twice"),
+        "a bomb of modules": (network(persistence, records), "holds 'model.enc.b' twice"),
+        "a deep network": (network(persistence, containers(150, enc=None)), "a name of more than 300 characters"),
+        "a long name": (network(persistence, {"x" * 500_000: Persistent("A", {})}), "a name of more than 300 char"),
+        "shared parameters": (network(persistence, shared), "more than 50,000 modules and tensors"),
+    }  # fmt: skip
 
 
 def mutations(content: bytes, count: int, seed: int) -> list[bytes]:
@@ -436,7 +440,8 @@ def test_no_file_takes_more_memory_or_time_than_its_size_allows(persistence, tmp
     model["_modules"] = {name: part for name, part in model["_modules"].items() if name.startswith("map_layer")}
     hostile = costly(persistence)
     changed = [*mutations(pickle.dumps(whole), 300, 0), *mutations(complete, 20, 1)]
-    for name, content in {**hostile, **{f"changed {n}": c for n, c in enumerate(changed)}, "good": complete}.items():
+    files = {name: content for name, (content, _) in hostile.items()} | {"good": complete}
+    for name, content in (files | {f"changed {n}": content for n, content in enumerate(changed)}).items():
         (tmp_path / f"{name}.pkl").write_bytes(content)
     done = subprocess.run(
         [sys.executable, "-m", "tests.limited_import", str(tmp_path)], cwd=ROOT, capture_output=True, text=True
@@ -445,7 +450,7 @@ def test_no_file_takes_more_memory_or_time_than_its_size_allows(persistence, tmp
     told = json.loads(done.stdout)
     assert told.pop("good.pkl") == ""
     assert len(told) == len(hostile) + len(changed)
-    assert all(told[f"{name}.pkl"] for name in hostile)
+    assert all(reason in told[f"{name}.pkl"] for name, (_, reason) in hostile.items())
     assert sum(not sentence for sentence in told.values()) < 20
     OURS = r"FILE (is refused: it holds|is damaged or no pickle of|holds no network|does not fit its own description)|"
     for name, sentence in told.items():
