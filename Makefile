@@ -36,7 +36,8 @@ help:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed, and $(PYTHON) is older; try make PYTHON=python3.12." >&2; exit 1; }
 	@$(PYTHON) -m venv .venv || { echo "$(PYTHON) cannot make a virtual environment; on Debian install python3-venv." >&2; exit 1; }
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep -o '^uv==[0-9.]*' requirements.lock)"
+	@sed -n '/^uv==/,/# via/p' requirements.lock > .venv/uv.txt  # uv itself, by its hashes in the lock
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r .venv/uv.txt
 	.venv/bin/uv pip sync --quiet --python .venv/bin/python --require-hashes requirements.lock
 	@touch $@
 
