@@ -275,6 +275,11 @@ COMMANDS = [
 ]  # fmt: skip
 
 
+def _unfit(word: str) -> bool:
+    """Whether argparse or the system stumble over an argument: NUL, bytes that are no text, -- as an option's value."""
+    return "\0" in word or word != word.encode(errors="replace").decode() or word.endswith("=--")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code, 1 with one sentence on stderr when something is wrong."""
     parser = argparse.ArgumentParser(prog="python -m fdm", description=__doc__)
@@ -339,13 +344,16 @@ def main(argv: list[str] | None = None) -> int:
     command = commands.add_parser("completion", help=completion.__doc__, description=completion.__doc__)
     command.add_argument("shell", choices=["bash", "zsh", "tcsh"], help="which shell")
     command.set_defaults(function=completion, params=None, parser=parser)
-    args = parser.parse_args(argv)
     # In a log, a progress bar is a line now and then; tqdm reads this when it is first imported.
     os.environ.setdefault("TQDM_MININTERVAL", "0.5" if sys.stderr.isatty() else "15")
     # jsonschema, which nbformat imports, would build a grammar of web addresses: 1.9 s for a check not used here.
     sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
     try:
-        if args.params:
+        words = sys.argv[1:] if argv is None else argv
+        if unfit := [word for word in words if _unfit(word)]:
+            raise FdmError(f"The argument {unfit[0][:80]!a} is none that a command takes.")
+        args = parser.parse_args(words)
+        if args.params is not None:
             args.function(profiles.load(Path(args.params)), args)
         else:
             args.function(args)
@@ -356,6 +364,10 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # such as explain | head: who reads has seen enough, also for what is still in the buffer
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:  # a full disk, one that is read-only, a folder in place of a file
+        where = f"{error.filename}: " if error.filename else ""
+        _complain(f"{where}{error.strerror or error}; mend that and rerun, nothing finished is lost.")
+        return 1
     except KeyboardInterrupt:
         _complain("interrupted; what was finished is kept, and dvc repro goes on from there.")
         return 130

@@ -527,7 +527,7 @@ def test_without_anything_to_compare_one_sentence_says_so(numbers, capsys):
         assert printed.err.count("\n") == 1
         return printed.err
 
-    assert sentence("--revision", "nope") == "fdm: There is no revision nope; git log lists those that there are.\n"
+    assert sentence("--revision", "nope") == "fdm: There is no revision 'nope'; git log lists those that there are.\n"
     assert "holds no results of the profile smoke to compare with" in sentence("--params", "profiles/smoke/params.yaml")
     path = numbers.results / "claims.json"
     before = path.read_text()

@@ -5,6 +5,7 @@ import csv
 import gzip
 import hashlib
 import io
+import itertools
 import math
 import os
 import pickle
@@ -12,6 +13,7 @@ import pickletools
 import struct
 import sys
 import tarfile
+import threading
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
@@ -31,11 +33,28 @@ from fdm.params import DatasetParams
 CIFAR10_BATCHES, CIFAR10_HELD = [f"data_batch_{n}" for n in range(1, 6)], ["test_batch"]
 CIFAR10_BATCH = 10_000  # images in each
 FASHION_IMAGES, FASHION_HELD, FASHION_SIDE = 60_000, 10_000, 32
+AFHQV2_CLASSES = {"cat", "dog", "wild"}
 AFHQV2_IMAGES = 15_803  # training and test part together, as in EDM
 FFHQ_IMAGES, FFHQ_SIDE = 70_000, 1024
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # whatever the name says: other readers of PIL start programs
+# Other pictures, which would be left out: a folder that has them is refused.
+UNREAD = (
+    ".apng", ".arw", ".avif", ".cr2", ".cr3", ".dcm", ".dng", ".emf", ".eps", ".exr", ".hdr", ".heic", ".heif", ".ico",
+    ".icns", ".j2k", ".jfif", ".jp2", ".jpe", ".jxl", ".nef", ".pbm", ".pcx", ".pgm", ".pnm", ".ppm", ".psd", ".raw",
+    ".svg", ".tga", ".wmf", ".xbm", ".xpm",
+)  # fmt: skip
+# Limits, far above what the real archives have.
+CIFAR10_UNPACKED, CIFAR10_MEMBERS = 1 << 30, 1000  # bytes and members of the tarball, where 178 MB are in nine
+DIRECTORY = 1 << 25  # bytes of a zip's list of members, where FFHQ has some 10 MB
+MOST_PICTURES = 1_000_000
+PICTURE = 1 << 27  # bytes of one picture's file
+TABLE = 1 << 26  # bytes of labels.csv
+LABEL = 100  # characters of a class
+DECODERS = min(8, os.cpu_count() or 1)  # threads, each with a picture
+LARGE = 1 << 22  # pixels from which on a picture is decoded alone, as each takes some 16 bytes of memory
 LISTED = 10  # names of unreadable pictures, besides the first, that are told
+REASON = 200  # characters of a reader's complaint that are told
 FEWEST = 32  # pictures in a folder: the scoring needs two halves
 
 
@@ -47,7 +66,7 @@ def _reading(path: Path) -> Iterator[None]:
     except FdmError:
         raise
     except Exception as error:
-        reason = str(error).rstrip(".") or type(error).__name__
+        reason = str(error).rstrip(".")[:REASON] or type(error).__name__
         raise FdmError(f"{path} is damaged ({reason}); remove it and rerun, or put a whole copy there.") from error
 
 
@@ -73,8 +92,12 @@ class _Unpickler(pickle.Unpickler):
 
 def _batch(content: bytes) -> tuple[np.ndarray, np.ndarray]:
     """Pixels (CIFAR10_BATCH, 3, 32, 32) and classes of a pickled batch; raises many errors for anything else."""
-    for opcode, argument, _ in pickletools.genops(content):
-        if opcode.name == "LONG_BINPUT" and int(str(argument)) > len(content):  # the reader's table gets as long
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
+        if count > 10 * CIFAR10_BATCH + 1000:  # a name and a class of each image are three or four
+            raise ValueError("a batch holds far more than arrays, names and classes")
+        if opcode.name in ("PUT", "LONG_BINPUT") and int(str(argument)) > len(
+            content
+        ):  # the reader's table gets as long
             raise ValueError(f"a batch asks for a table of {argument} entries")
     batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
     array, labels = (batch.get(name.encode(), batch.get(name)) for name in ("data", "labels"))
@@ -89,18 +112,55 @@ def _batch(content: bytes) -> tuple[np.ndarray, np.ndarray]:
 
 def _batches(path: Path, names: list[str]) -> Iterator[tuple[str, bytes]]:
     """Names and contents of the batches of those names in CIFAR-10's archive or its unpacked folder."""
-    if path.is_dir():
-        yield from ((name, (path / name).read_bytes()) for name in names if (path / name).is_file())
-        return
     most = CIFAR10_BATCH * 2 * 3 * 32 * 32 + (1 << 20)  # names and classes are far less than the pixels
+    if path.is_dir():
+        found = [name for name in names if (path / name).is_file() and (path / name).stat().st_size <= most]
+        yield from ((name, _content(path / name, most)) for name in found)
+        return
+    left = CIFAR10_UNPACKED
     with gzip.open(path) as stream:
-        with tarfile.open(fileobj=stream, mode="r|") as archive:
-            for member in archive:
-                name = PurePosixPath(member.name).name
-                if name in names and member.size <= most and (file := archive.extractfile(member)):
-                    yield name, file.read()
-        while stream.read(downloads.CHUNK):  # to the end, where the checksum stands
+
+        def read(size: int) -> bytes:
+            nonlocal left
+            content = stream.read(min(size, left + 1))
+            left -= len(content)
+            if left < 0:
+                raise ValueError(f"it holds more than {downloads.megabytes(CIFAR10_UNPACKED)}")
+            return content
+
+        for number in itertools.count():
+            if not (block := read(tarfile.BLOCKSIZE)).strip(b"\0"):
+                break
+            if number == CIFAR10_MEMBERS:
+                raise ValueError(f"it holds more than {CIFAR10_MEMBERS:,} members")
+            # By the header alone: what the library does for long names and sparse files takes any memory.
+            member = tarfile.TarInfo.frombuf(block, "utf-8", "replace")
+            name, empty = PurePosixPath(member.name).name, member.isdir() or member.isdev()
+            size = 0 if empty or member.issym() or member.islnk() else member.size
+            if size < 0:
+                raise ValueError("a member has a size below 0")
+            rest = -size % tarfile.BLOCKSIZE
+            if name in names and member.isreg() and size <= most:
+                content = read(size)
+                if len(content) < size:
+                    raise ValueError("it ends early")
+                yield name, content
+            else:
+                rest += size
+            while rest and (skipped := read(min(rest, downloads.CHUNK))):
+                rest -= len(skipped)
+        while read(downloads.CHUNK):  # to the end, where the checksum stands
             pass
+
+
+def _content(path: Path, most: int) -> bytes:
+    """The bytes of a file; raises ValueError for what is none, such as a pipe, which would never end, or is longer."""
+    if not path.is_file():
+        raise ValueError("it is no file")
+    if (size := path.stat().st_size) > most:
+        raise ValueError(f"it is longer than {downloads.megabytes(most)}")
+    with path.open("rb") as file:
+        return file.read(size)
 
 
 def _cifar10(params: DatasetParams, wanted: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -167,29 +227,79 @@ def fashion_mnist_held(params: DatasetParams) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _files(folder: Path) -> list[str]:
-    """Files below a folder by their paths in it, without hidden ones."""
+    """Files below a folder by their paths in it, without hidden ones; raises FdmError for a link to a folder."""
 
     def refuse(error: OSError) -> None:
         raise FdmError(f"{error.filename} cannot be read ({error.strerror}); mend that and rerun.") from error
 
-    names = []
+    names = list[str]()
     for here, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
+        if linked := [name for name in folders if (Path(here) / name).is_symlink()]:
+            raise FdmError(
+                f"{Path(here) / linked[0]} is a link to a folder, which is not followed; put the folder there."
+            )
+        if len(names) > MOST_PICTURES:
+            raise FdmError(f"{folder} holds more than {MOST_PICTURES:,} files, which are allowed.")
         names += [(Path(here) / name).relative_to(folder).as_posix() for name in files if not name.startswith(".")]
     return names
 
 
+class _Bounded(io.FileIO):
+    """A file of which no more than `most` bytes are read at once; ValueError for a reader that wants more."""
+
+    most = DIRECTORY
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        left = max(os.fstat(self.fileno()).st_size - self.tell(), 0)
+        asked = left if size is None or size < 0 else min(size, left)
+        if asked > self.most:
+            raise ValueError(f"a part of it is longer than {downloads.megabytes(self.most)}")
+        return super().read(asked) or b""
+
+
+def _members(archive: zipfile.ZipFile) -> tuple[list[str], Callable[[str], bytes]]:
+    """The names in a zip, and what reads one; that raises ValueError for one which is not as pictures are stored."""
+
+    def read(name: str) -> bytes:
+        about = archive.getinfo(name)
+        if about.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others expand without a limit
+            raise ValueError("it is compressed in another way than deflate")
+        if about.file_size > PICTURE:
+            raise ValueError(f"it is longer than {downloads.megabytes(PICTURE)}")
+        with archive.open(about) as file:
+            return file.read(PICTURE)
+
+    names = archive.namelist()
+    if len(set(names)) < len(names):
+        raise ValueError("it holds two members of one name")
+    return names, read
+
+
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
-    """The pictures in a folder or zip archive: names in the order of their characters, and what reads one by name."""
+    """The pictures in a folder or zip archive: names in the order of their characters, and what reads one by name.
+
+    Raises FdmError for pictures of other kinds, which would be left out, and says which other files are.
+    """
     with contextlib.ExitStack() as stack:
         if path.is_dir():
-            names, read = _files(path), lambda name: (path / name).read_bytes()
+            names, read = _files(path), lambda name: _content(path / name, PICTURE)
         else:
             with _reading(path):  # a file that is opened here, as ZipFile's count of its users is not safe with threads
-                archive = zipfile.ZipFile(stack.enter_context(path.open("rb")))
-                names, read = archive.namelist(), archive.read
-        yield sorted(name for name in names if name.lower().endswith(PICTURES)), read
+                file = stack.enter_context(_Bounded(path))
+                names, read = _members(zipfile.ZipFile(file))
+                file.most = PICTURE
+        found = sorted(name for name in names if name.lower().endswith(PICTURES))
+        others = sorted(name for name in {*names} - {*found} if not name.endswith("/") and name != "labels.csv")
+        if unread := [name for name in others if name.lower().endswith(UNREAD)]:
+            told = f"{path} holds {len(unread):,} pictures of kinds that are not read, such as {unread[0]}"
+            raise FdmError(f"{told}; make them PNG or JPEG, or take them away.")
+        if len(found) > MOST_PICTURES:
+            raise FdmError(f"{path} holds {len(found):,} pictures, and {MOST_PICTURES:,} are allowed.")
+        if others:
+            print(f"{path}: {len(others):,} files that are no pictures are left out: {others[0]}.", file=sys.stderr)
+        yield found, read
 
 
 def _decode(path: Path, names: list[str], read: Callable, prepare: Callable, side: int) -> np.ndarray:
@@ -197,27 +307,31 @@ def _decode(path: Path, names: list[str], read: Callable, prepare: Callable, sid
 
     Raises FdmError naming the pictures that cannot be read, the first with the reason.
     """
-    images, unread = np.empty((len(names), 3, side, side), np.uint8), dict[str, Exception]()
+    images, unread = np.empty((len(names), 3, side, side), np.uint8), dict[str, str]()
+    alone = threading.Lock()
 
     def fill(n: int) -> None:
         try:
-            with Image.open(io.BytesIO(read(names[n])), formats=FORMATS) as picture:
+            with (
+                Image.open(io.BytesIO(read(names[n])), formats=FORMATS) as picture,
+                alone if picture.width * picture.height > LARGE else contextlib.nullcontext(),
+            ):
                 small = prepare(picture).resize((side, side), Image.Resampling.LANCZOS)
             images[n] = np.asarray(small).transpose(2, 0, 1)
-        except Exception as error:  # decoders fail in many ways on a damaged picture
-            unread[names[n]] = error
+        except UnidentifiedImageError:
+            unread[names[n]] = "it is no picture"
+        except Exception as error:  # decoders fail in many ways on a damaged picture; kept, it would keep the picture
+            unread[names[n]] = str(error).rstrip(".")[:REASON] or type(error).__name__
 
-    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:  # PIL decodes without Python's lock
+    with warnings.catch_warnings(), ThreadPoolExecutor(DECODERS) as pool:  # PIL decodes without Python's lock
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         for _ in tqdm(pool.map(fill, range(len(names))), total=len(names), desc=path.name, unit="img"):
             pass
     if unread:
         first, *others = sorted(unread)
-        error = unread[first]
-        reason = "it is no picture" if isinstance(error, UnidentifiedImageError) else str(error).rstrip(".")
         listed = ", ".join(others[:LISTED]) + (", ..." if len(others) > LISTED else "")
         more = f", nor can {len(others):,} more: {listed}; mend or replace them" if others else "; mend or replace it"
-        raise FdmError(f"{first} in {path} cannot be read ({reason}){more}.") from error
+        raise FdmError(f"{first} in {path} cannot be read ({unread[first]}){more}.")
     return images
 
 
@@ -230,22 +344,31 @@ def _numbered(labels: list[str]) -> np.ndarray:
     return np.array([numbers[label] for label in labels], np.int64)
 
 
-def _edm(path: Path, title: str, count: int, prepare: Callable) -> tuple[np.ndarray, list[str]]:
-    """The images of an archive or its unpacked folder, uint8 (count, 3, 64, 64), and the folder that each is in."""
+def _edm(
+    path: Path, title: str, count: int, prepare: Callable, classes: set[str] | None = None
+) -> tuple[np.ndarray, list[str]]:
+    """The images of an archive or its unpacked folder, uint8 (count, 3, 64, 64), and the folder that each is in.
+
+    Raises FdmError where the folders are not the `classes`.
+    """
     with _opened(path) as (names, read):
         if len(names) != count:
             raise FdmError(f"{path} holds {len(names):,} images, where {title} has {count:,}; replace it.")
-        return _decode(path, names, read, prepare, 64), [PurePosixPath(name).parent.name for name in names]
+        folders = [PurePosixPath(name).parent.name for name in names]
+        if classes and {*folders} != classes:
+            told, due = (", ".join(sorted(each)[:LISTED]) for each in ({*folders}, classes))
+            raise FdmError(f"{path} has the classes {told}, where {title} has {due}; replace it.")
+        return _decode(path, names, read, prepare, 64), folders
 
 
 def afhqv2(params: DatasetParams) -> tuple[np.ndarray, np.ndarray]:
     """Animal faces (AFHQ v2, Choi et al. 2020), training and test part, with Lanczos to 64x64; cat 0, dog 1, wild 2.
 
     Returns uint8 (15803, 3, 64, 64) and int64 (15803,). Raises FdmError for an archive or unpacked folder that cannot
-    be had, is damaged, or holds another number of images.
+    be had, is damaged, or holds another number of images or other classes.
     """
     path = downloads.locate_or_fetch(ARCHIVES["afhqv2"][0], params.path)
-    images, classes = _edm(path, "AFHQ v2", AFHQV2_IMAGES, lambda picture: picture.convert("RGB"))
+    images, classes = _edm(path, "AFHQ v2", AFHQV2_IMAGES, lambda picture: picture.convert("RGB"), AFHQV2_CLASSES)
     return images, _numbered(classes)
 
 
@@ -271,15 +394,20 @@ def _labels_in(path: Path, names: list[str]) -> list[str]:
     """The label of each picture by the folder's labels.csv; raises FdmError where it does not fit the pictures."""
     table = path / "labels.csv"
     labels, known = dict[str, str](), set(names)
-    with _reading(table), table.open(encoding="utf-8-sig", newline="") as file:
+    with _reading(table), io.StringIO(_content(table, TABLE).decode("utf-8-sig"), newline="") as file:
         rows = csv.DictReader(file, strict=True)
         if not {"file", "label"} <= set(rows.fieldnames or []):
             raise FdmError(f"{table} has no columns file and label in its first line; add it.")
         for row in rows:
             name, label = str(PurePosixPath(row["file"] or "")), (row["label"] or "").strip()
             wrong = {"no picture here": name not in known, "named twice": name in labels, "without label": not label}
+            wrong[f"with a label of more than {LABEL} characters, or such as cannot be printed"] = (
+                len(label) > LABEL or not label.isprintable()
+            )
             if problems := [problem for problem, found in wrong.items() if found]:
-                raise FdmError(f"{table}, line {rows.line_num}: {name} is {problems[0]}; mend that and rerun.")
+                raise FdmError(
+                    f"{table}, line {rows.line_num}: {repr(name[:LABEL])[1:-1]} is {problems[0]}; mend that and rerun."
+                )
             labels[name] = label
     if left := sorted(known - set(labels)):
         raise FdmError(f"{table} does not name {left[0]} ({len(left):,} pictures in all); mend it and rerun.")

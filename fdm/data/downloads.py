@@ -2,6 +2,8 @@
 
 import errno
 import http.client
+import json
+import re
 import shutil
 import time
 import urllib.error
@@ -12,11 +14,12 @@ from urllib.parse import unquote, urlsplit
 
 from tqdm import tqdm
 
-from fdm.files import FdmError, root, sha256
+from fdm.files import FdmError, digest, root, sha256, write_json
 
 ATTEMPTS = 5  # a connection that brought nothing new counts as one; bytes received start the count again
 PAUSE = 1.0  # seconds before the second attempt, doubled for each further one
 CHUNK = 1 << 18
+NAME = re.compile(r"\w[-\w.+()=@, ]{0,199}")
 
 
 class Archive(NamedTuple):
@@ -88,8 +91,29 @@ DEBIAN = (Path("/usr/share/datasets/fashion-mnist"), Path("/usr/share/fonts/true
 
 
 def place(url: str) -> Path:
-    """Where the file of that address is kept: downloads/<name> in the project's folder."""
-    return root() / "downloads" / Path(unquote(urlsplit(url).path)).name
+    """Where the file of that address is kept: downloads/<name> in the project's folder.
+
+    Where a file of another address with that name was downloaded, <name> has a hash before it. Raises FdmError for an
+    address that does not end in a file's name.
+    """
+    name = Path(unquote(urlsplit(url).path)).name
+    if not NAME.fullmatch(name):
+        raise FdmError(f"{url!r} does not end in the name of a file.")
+    path = root() / "downloads" / name
+    return path if _told(path).get("url", url) == url else path.with_name(f"{digest(url)}-{name}")
+
+
+def _origin(path: Path) -> Path:
+    return path.with_name(f".{path.name}.origin")
+
+
+def _told(path: Path) -> dict[str, str]:
+    """The address of a downloaded file, and by what the server tells its versions apart; empty where nothing tells."""
+    try:
+        found = json.loads(_origin(path).read_text(encoding="utf-8"))
+        return {key: found[key] for key in ("url", "version") if isinstance(found[key], str)}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def megabytes(size: int) -> str:
@@ -101,13 +125,20 @@ def _size(part: Path) -> int:
     return part.stat().st_size if part.exists() else 0
 
 
-def _attempt(url: str, part: Path, size: int | None) -> int | None:
+def _attempt(url: str, part: Path, size: int | None, checked: bool) -> int | None:
     """Append what is missing to `part`; returns the size of the whole file, or None where the server does not say.
 
-    Raises FdmError before anything is written when the server says another size than `size`, or the disk is too small.
+    Only where the server knows that it is a part of the same version, or the whole is `checked` by its hash; else from
+    the start. Raises FdmError before anything is written when the server says another size than `size`, or the disk is
+    too small.
     """
-    have = _size(part)
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    path = part.with_name(part.name.removesuffix(".part"))
+    version, have = _told(path).get("version", ""), _size(part)
+    if have and not (version or checked):
+        part.unlink()
+        have = 0
+    headers = {"Range": f"bytes={have}-"} | ({"If-Range": version} if version else {}) if have else {}
+    request = urllib.request.Request(url, headers=headers)
     try:
         response = urllib.request.urlopen(request, timeout=30)
     except urllib.error.HTTPError as error:
@@ -118,10 +149,15 @@ def _attempt(url: str, part: Path, size: int | None) -> int | None:
             part.unlink()
         return int(whole) if whole.isdigit() else have
     with response:
+        tag = response.headers.get("ETag", "")  # a weak one, W/"...", says nothing about bytes
+        found = tag if tag.startswith('"') else response.headers.get("Last-Modified", "")
         if response.status != 206:
             have = 0  # the server sends the whole file
+        elif version and found and found != version:
+            part.unlink()
+            raise http.client.HTTPException("the file has changed on the server")
         total = None if response.length is None else have + response.length
-        name = part.name.removesuffix(".part")
+        name = path.name
         if total is not None:
             if size is not None and total != size:
                 raise FdmError(
@@ -134,6 +170,8 @@ def _attempt(url: str, part: Path, size: int | None) -> int | None:
                     f"{name} needs {megabytes(total - have)} of disk space, and {part.parent} has {megabytes(free)}; "
                     "make room and rerun."
                 )
+        if not have:
+            write_json(_origin(path), {"url": url, "version": found})
         bar: tqdm = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=name)
         with bar, part.open("ab" if have else "wb") as file:
             while chunk := response.read(CHUNK):
@@ -142,7 +180,7 @@ def _attempt(url: str, part: Path, size: int | None) -> int | None:
     return total
 
 
-def _download(url: str, part: Path, size: int | None) -> None:
+def _download(url: str, part: Path, size: int | None, checked: bool) -> None:
     """Fill `part` in as many attempts as it takes; raises FdmError when network, server or disk give up."""
     name = part.name.removesuffix(".part")
     by_hand = f"download {url} by other means and put it at {part.with_name(name)}"
@@ -150,7 +188,7 @@ def _download(url: str, part: Path, size: int | None) -> None:
     while True:
         reason = "the connection ended early"
         try:
-            total = _attempt(url, part, size)
+            total = _attempt(url, part, size, checked)
             if total is None or _size(part) == total:
                 return
         except urllib.error.HTTPError as error:
@@ -188,8 +226,8 @@ def fetch(url: str, checksum: str | None = None, size: int | None = None) -> Pat
     """The file of that address in downloads/, fetched if it is not there yet.
 
     `checksum` is its SHA-256 in hexadecimal, `size` its bytes. A download that was cut goes on where it stopped, in
-    this run or the next. Raises FdmError, saying what to download and where to put it, when the file cannot be had
-    or is another, and when the disk is full.
+    this run or the next, where the server or the checksum can tell that the file is the same. Raises FdmError, saying
+    what to download and where to put it, when the file cannot be had or is another, and when the disk is full.
     """
     path = place(url)
     if path.exists() and not path.is_file():
@@ -203,9 +241,10 @@ def fetch(url: str, checksum: str | None = None, size: int | None = None) -> Pat
     except OSError as error:
         raise FdmError(f"{path.parent} cannot be made ({error.strerror}); mend that and rerun.") from error
     part = path.with_name(f"{path.name}.part")
-    _download(url, part, size)
+    _download(url, part, size, checksum is not None)
     if wrong := _difference(part, checksum, size):
         part.unlink()
+        _origin(path).unlink(missing_ok=True)
         raise FdmError(f"{url} brought a file with {wrong}; it is not kept.")
     part.replace(path)
     return path

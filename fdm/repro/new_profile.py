@@ -32,7 +32,10 @@ def write(name: str, images: Path, gpu: bool) -> tuple[Profile, list[str]]:
         raise FdmError(f"{name!r} cannot be the name of a profile; use a-z, 0-9 and hyphens, such as my-pictures.")
     if name == "digits" or folder.exists():
         raise FdmError(f"There is a profile named {name} already; choose another name, or remove profiles/{name}.")
-    place = images.expanduser().resolve()
+    try:
+        place = images.expanduser().resolve()
+    except (RuntimeError, OSError) as error:  # a user that there is not, or a path without an end
+        raise FdmError(f"{str(images)[:80]} is no user's folder; name the one that holds the pictures.") from error
     probe = DatasetParams(name="folder", path=str(place), resolution=RESOLUTION, conditional=False)
     pictures, labels = archives.folder(probe)
     classes = int(labels.max()) + 1

@@ -30,9 +30,11 @@ def resolve(revision: str) -> str:
     except FdmError as error:
         raise FdmError(f"{root()} is no git repository; clone the study to compare with what is committed.") from error
     try:
+        if revision.startswith("-"):  # which git would take for an option
+            raise ValueError
         return git("rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}").decode().strip()
-    except FdmError as error:
-        raise FdmError(f"There is no revision {revision}; git log lists those that there are.") from error
+    except (FdmError, ValueError) as error:
+        raise FdmError(f"There is no revision {revision[:80]!r}; git log lists those that there are.") from error
 
 
 def export(revision: str, folder: Path, names: Iterable[str]) -> list[str]:

@@ -41,7 +41,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise FdmError(f"{path} is missing; run dvc repro to make it.") from error
     except ValueError as error:
-        raise FdmError(f"{path} is damaged ({error}); run dvc repro to make it again.") from error
+        raise FdmError(
+            f"{path} is damaged ({error}); bring it back with git checkout, or remove it and rerun."
+        ) from error
 
 
 def table(profile: Profile) -> pd.DataFrame:

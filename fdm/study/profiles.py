@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,7 +15,6 @@ from fdm.files import FdmError, root
 from fdm.params import (
     SNAPSHOTS,
     CellParams,
-    CheckpointParams,
     Count,
     DatasetParams,
     HeadParams,
@@ -33,6 +33,21 @@ OWN = ("lr", "budget_kimg", "batch", "ema_halflife_kimg", "ema_ramp")  # of a tr
 USUAL_TOP = 80.0  # the highest noise level of the published sampling
 USUAL = "usual"  # what a table has as options of a sampler on its usual grid
 
+# Limits of a file of parameters and of what follows from it; the longest that the study has is of 7 KB.
+MOST_BYTES, MOST_VALUES, DEEPEST, LONGEST = 1_000_000, 100_000, 20, 1000  # LONGEST: characters of a value
+MOST_RUNS, MOST_COMBINATIONS = 20_000, 10_000
+SLOWEST = 100  # a ramp of the learning rate, in budgets of a training
+QUOTED = 80  # characters of a value that a message quotes
+
+
+def quoted(value: Any) -> str:
+    """A value as Python writes it, cut where that is long."""
+    text = repr(value)
+    return text if len(text) <= QUOTED else f"{text[: QUOTED - 3]}..."
+
+
+Option = Annotated[float, Field(allow_inf_nan=False)] | Annotated[str, Field(max_length=QUOTED)]
+
 
 class SettingParams(BaseModel):
     """Sets of samples that are scored: every NFE x duration x highest noise level of one sampler.
@@ -40,7 +55,8 @@ class SettingParams(BaseModel):
     What the sampler has as options, such as `eta` of ddim, stands beside these keys.
     """
 
-    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
+    __pydantic_extra__: dict[str, Option]
 
     sampler: str
     nfe: Annotated[list[Count], Field(min_length=1)]
@@ -63,13 +79,15 @@ class SettingParams(BaseModel):
         for key, value, known in (("sampler", self.sampler, SAMPLERS), ("grid", self.grid, GRIDS)):
             if value is not None and value not in known:
                 raise ValueError(
-                    f"evaluation.settings: {key} {value!r} is not known; there are {', '.join(map(str, known))}"
+                    f"evaluation.settings: {key} {quoted(value)} is not known; there are {', '.join(map(str, known))}"
                 )
         entry = SAMPLERS[self.sampler]
         where = f"evaluation.settings, {self.sampler}"
         for field in ("nfe", "duration", "sigma_max"):
             if len(set(map(str, getattr(self, field)))) < len(getattr(self, field)):
-                raise ValueError(f"{where}: {field} {getattr(self, field)} is not allowed; an entry is there twice")
+                raise ValueError(
+                    f"{where}: {field} {quoted(getattr(self, field))} is not allowed; an entry is there twice"
+                )
         for share in self.duration:
             if share not in SNAPSHOTS:
                 raise ValueError(f"{where}: duration {share} is not allowed; networks are kept at {SNAPSHOTS}")
@@ -104,7 +122,7 @@ class ErrorParams(Strict):
         for sampler, numbers in self.solvers.items():
             if sampler not in SAMPLERS:
                 known = ", ".join(SAMPLERS)
-                raise ValueError(f"evaluation.errors.solvers: {sampler!r} is not known; there are {known}")
+                raise ValueError(f"evaluation.errors.solvers: {quoted(sampler)} is not known; there are {known}")
             try:
                 for nfe in numbers:
                     SAMPLERS[sampler].steps(nfe, SAMPLERS[sampler].to_zero)
@@ -113,8 +131,13 @@ class ErrorParams(Strict):
         return self
 
 
-def combinations(fixed: dict[str, Any], tune: dict[str, list[float | int | str]]) -> list[dict[str, float | str]]:
-    """Options with every combination of the values that are tried; the fixed ones alone, where nothing is."""
+def combinations(fixed: dict[str, Any], tune: Mapping[str, list[float | str]]) -> list[dict[str, float | str]]:
+    """Options with every combination of the values that are tried; the fixed ones alone, where nothing is.
+
+    Raises ValueError where these are more than MOST_COMBINATIONS.
+    """
+    if math.prod(map(len, tune.values())) > MOST_COMBINATIONS:
+        raise ValueError(f"tune has more than {MOST_COMBINATIONS:,} combinations of values")
     every = itertools.product(*([(name, value) for value in values] for name, values in tune.items()))
     return [{k: v if isinstance(v, str) else float(v) for k, v in (fixed | dict(each)).items()} for each in every]
 
@@ -122,14 +145,15 @@ def combinations(fixed: dict[str, Any], tune: dict[str, list[float | int | str]]
 class SystemParams(BaseModel):
     """A way to sample that is compared with others. Its sampler's options stand beside these keys."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
+    __pydantic_extra__: dict[str, Option]
 
     name: Annotated[str, Field(min_length=1)]  # as tables and figures have it
     sampler: str
     grid: str | None = None  # another grid of noise levels than the sampler's usual one
     to_zero: bool = False  # all others end at the lowest level
     # Options of which the best of all combinations is found, by name: every value that is tried.
-    tune: dict[str, Annotated[list[float | int | str], Field(min_length=2)]] = Field(default_factory=dict)
+    tune: dict[str, Annotated[list[Option], Field(min_length=2)]] = Field(default_factory=dict)
     together: bool = False  # whether one combination is found for all numbers of evaluations
     like: str | None = None  # another system, whose combination it takes
     against: list[str] = Field(default_factory=list)  # others, besides the first, that it is compared with
@@ -175,21 +199,21 @@ class SystemsParams(Strict):
         grids = [*(each.grid for each in self.systems if each.grid), *(crossed.grids if crossed else [])]
         for wanted, known in [*((name, [*SAMPLERS]) for name in samplers), *((name, [*GRIDS]) for name in grids)]:
             if wanted not in known:
-                raise ValueError(f"evaluation.systems: {wanted!r} is not known; there are {', '.join(known)}")
+                raise ValueError(f"evaluation.systems: {quoted(wanted)} is not known; there are {', '.join(known)}")
         names = [each.name for each in self.systems]
         if len(set(names)) < len(names):
             raise ValueError("evaluation.systems: two systems have the same name")
         tuned = [each.name for each in self.systems if each.tune]
         for cell, chosen in self.only.items():
             if unknown := [name for name in chosen if name not in names]:
-                raise ValueError(f"evaluation.systems.only, {cell}: there is no such system as {unknown[0]!r}")
+                raise ValueError(f"evaluation.systems.only, {cell}: there is no such system as {quoted(unknown[0])}")
         for each in self.systems:
             if (each.sampler == "gms") != (each.heads is not None) or (each.heads and not self.heads):
                 raise ValueError(f"evaluation.systems, {each.name}: heads belong to gms, and to evaluation.systems")
             needed = [*([(each.like, tuned)] if each.like else []), *((name, names) for name in each.against)]
             for other, among in needed:
                 if other not in among:
-                    raise ValueError(f"evaluation.systems, {each.name}: there is no such system as {other!r}")
+                    raise ValueError(f"evaluation.systems, {each.name}: there is no such system as {quoted(other)}")
         for each in self.systems:
             try:
                 GRIDS[each.grid or SAMPLERS[each.sampler].grid](1.0, 2.0, each.to_zero)
@@ -211,13 +235,14 @@ def given(cell: CellParams) -> Kind:
 class RestorerParams(BaseModel):
     """A way to restore images that is compared with others. Its method's options stand beside these keys."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
+    __pydantic_extra__: dict[str, Option]
 
     name: Annotated[str, Field(min_length=1)]  # as tables and figures have it
     method: str  # in fdm.tasks.restoration.methods.RESTORERS
     given: Kind = "nothing"  # the networks that it is for
     # Options of which the best of all combinations is found, by name: every value that is tried.
-    tune: dict[str, Annotated[list[float | int | str], Field(min_length=2)]] = Field(default_factory=dict)
+    tune: dict[str, Annotated[list[Option], Field(min_length=2)]] = Field(default_factory=dict)
     against: list[str] = Field(default_factory=list)  # others that it is compared with, on networks of the same kernel
 
     @property
@@ -253,13 +278,15 @@ class RestorationParams(Strict):
         methods = [each.method for each in self.systems]
         for wanted, known in [*((name, [*TASKS]) for name in self.tasks), *((name, [*RESTORERS]) for name in methods)]:
             if wanted not in known:
-                raise ValueError(f"evaluation.restoration: {wanted!r} is not known; there are {', '.join(known)}")
+                raise ValueError(f"evaluation.restoration: {quoted(wanted)} is not known; there are {', '.join(known)}")
         names = [each.name for each in self.systems]
         if len(set(names)) < len(names):
             raise ValueError("evaluation.restoration: two systems have the same name")
         for each in self.systems:
             if unknown := [name for name in each.against if name not in names]:
-                raise ValueError(f"evaluation.restoration, {each.name}: there is no such system as {unknown[0]!r}")
+                raise ValueError(
+                    f"evaluation.restoration, {each.name}: there is no such system as {quoted(unknown[0])}"
+                )
             entry = RESTORERS[each.method]
             if entry.conditional not in (None, each.given != "nothing") or entry.shifted != (each.given == "shift"):
                 told = f"{each.method} is not for networks that are given {each.given}"
@@ -319,14 +346,16 @@ class Profile(Strict):
 
         if self.dataset.name not in SOURCES:
             raise ValueError(
-                f"dataset.name: {self.dataset.name!r} is not allowed; it must be one of {', '.join(SOURCES)}"
+                f"dataset.name: {quoted(self.dataset.name)} is not allowed; it must be one of {', '.join(SOURCES)}"
             )
         for where, seeds in [
             ("seeds", self.seeds),
             *((f"cells.{n}.seeds", c.seeds or []) for n, c in self.cells.items()),
         ]:
             if len(set(seeds)) < len(seeds):
-                raise ValueError(f"{where}: {seeds} is not allowed; a seed is there twice")
+                raise ValueError(f"{where}: {quoted(seeds)} is not allowed; a seed is there twice")
+        if (count := sum(len(self.seeds_of(name)) for name in self.cells)) > MOST_RUNS:
+            raise ValueError(f"cells: they have {count:,} runs with their seeds, and {MOST_RUNS:,} are allowed")
         errors = self.evaluation.errors
         for each in self.evaluation.settings:
             for wanted in each.cells or []:
@@ -343,6 +372,12 @@ class Profile(Strict):
         if self.evaluation.restoration and len(self.trained) < len(self.runs):
             raise ValueError("evaluation.restoration: it compares networks that are trained here, and no other cells")
         par, own = self.training, {f"cells.{key}": each.batch for key, each in self.cells.items()}
+        budgets = [each.budget_kimg for each in self.cells.values() if each.budget_kimg]
+        if par and par.lr_ramp_kimg > SLOWEST * min([par.budget_kimg, *budgets]):
+            raise ValueError(
+                f"training.lr_ramp_kimg: {par.lr_ramp_kimg} is not allowed; within its budget the rate would "
+                f"not reach a part in {SLOWEST} of lr, and nothing be trained"
+            )
         batches = [("training", par and par.batch), *own.items()]
         for where, batch in batches:
             if par and batch and batch % (par.processes * par.accumulation):
@@ -374,7 +409,9 @@ class Profile(Strict):
         known = FRAMEWORKS | JOINT
         if cell.framework not in known:
             told = ", ".join(known)
-            raise ValueError(f"cells.{name}.framework: {cell.framework!r} is not allowed; it must be one of {told}")
+            raise ValueError(
+                f"cells.{name}.framework: {quoted(cell.framework)} is not allowed; it must be one of {told}"
+            )
         if cell.framework in JOINT and (cell.kernel != "baseline" or cell.source != "train" or cell.variant):
             raise ValueError(f"cells.{name}: a network of {cell.framework} is a baseline that is trained here")
         self._check_given(name, cell)
@@ -388,9 +425,11 @@ class Profile(Strict):
         if cell.start is not None and (
             cell.start not in self.cells or cell.start == name or self.cells[cell.start].source != "train"
         ):
-            raise ValueError(f"cells.{name}.start: {cell.start!r} is not allowed; it must be a cell that is trained")
+            raise ValueError(
+                f"cells.{name}.start: {quoted(cell.start)} is not allowed; it must be a cell that is trained"
+            )
         if cell.start is not None:
-            parent, where = self.cells[cell.start], f"cells.{name}.start: {cell.start!r} is not allowed"
+            parent, where = self.cells[cell.start], f"cells.{name}.start: {quoted(cell.start)} is not allowed"
             if missing := [seed for seed in self.seeds_of(name) if seed not in self.seeds_of(cell.start)]:
                 raise ValueError(f"{where}; it is not trained with the seed {missing[0]}")
             kinds = [
@@ -550,46 +589,119 @@ class Profile(Strict):
         return self.runs[name]
 
 
-POWER = re.compile(r"([-+]?\d+)[eE]([-+]?\d+)")  # a number to people and not to YAML, which wants a point
+# Plain text that YAML 1.1, which reads it here, and YAML 1.2, which DVC compares it by, take for the same value.
+SAME = {
+    "int": re.compile(r"[-+]?(0|[1-9]\d*)"),
+    "float": re.compile(r"[-+]?(\.\d+|\d+\.\d*)([eE][-+]\d+)?"),
+    "bool": re.compile(r"true|True|TRUE|false|False|FALSE"),
+    "null": re.compile(r"~|null|Null|NULL|"),
+    "str": re.compile(r".*"),
+    "seq": None, "map": None,
+}  # fmt: skip
+DIGITS = 40  # of a number
+# A number to people and not to YAML, which wants a point, and a sign behind the e.
+POWER = re.compile(r"([-+]?\d+)(\.\d*)?[eE]([-+]?)(\d+)")
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML that refuses a key given twice, which would otherwise silently win."""
+class _Loader(yaml.SafeLoader):
+    """YAML within limits: no key twice, and nothing that YAML 1.1 and 1.2 read in two ways; FdmError for all else."""
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self.depth, self.values, self.sizes = 0, 0, dict[int, int]()  # sizes: values in each node, aliases followed
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event, before = self.peek_event(), self.values
+        line = f"line {event.start_mark.line + 1}"
+        self.depth, self.values = self.depth + 1, self.values + 1
+        if self.depth > DEEPEST:
+            raise FdmError(f"{line}: it is deeper than {DEEPEST} levels.")
+        node = super().compose_node(parent, index)
+        if isinstance(event, yaml.AliasEvent):
+            self.values += self.sizes.get(id(node), MOST_VALUES)  # one within itself has no end
+        else:
+            self._check(node, line)
+        if self.values > MOST_VALUES:
+            raise FdmError(f"{line}: there are more than {MOST_VALUES:,} values up to here, which are allowed.")
+        self.depth, self.sizes[id(node)] = self.depth - 1, self.values - before
+        return node
+
+    def _check(self, node: Any, line: str) -> None:
+        kind = node.tag.removeprefix("tag:yaml.org,2002:")
+        if kind not in SAME:
+            raise FdmError(f"{line}: {quoted(kind)} is no kind of value that parameters have; put a word into quotes.")
+        if not (pattern := SAME[kind]):
+            return
+        if len(node.value) > LONGEST or not node.value.isprintable():
+            raise FdmError(f"{line}: {quoted(node.value)} is longer than {LONGEST:,} characters, or cannot be printed.")
+        if not pattern.fullmatch(node.value) or (kind in ("int", "float") and len(node.value) > DIGITS):
+            raise FdmError(
+                f"{line}: {quoted(node.value)} is read in two ways, or in none; write a finite number in decimal "
+                "digits without a leading 0, true or false, or put a word into quotes."
+            )
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict:
-        keys = [self.construct_object(key) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise FdmError(f"line {node.start_mark.line + 1}: the key {key} is given twice.")
+        seen = set[str]()
+        for key, _ in node.value:
+            line = f"line {key.start_mark.line + 1}"
+            if not isinstance(key, yaml.ScalarNode):
+                raise FdmError(f"{line}: a key is a word, and no list or table.")
+            if key.value in seen:
+                raise FdmError(f"{line}: the key {quoted(key.value)[1:-1]} is given twice.")
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+def _tables(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _tables(inner)
 
 
 def _table(keys: tuple[int | str, ...]) -> type[BaseModel]:
     """The table of parameters at that place in a profile."""
-    if not keys:
-        return Profile
-    if keys[0] == "cells":
-        return CheckpointParams if keys[-1] == "checkpoint" else CellParams
-    if keys[:2] == ("evaluation", "settings"):
-        return SettingParams
-    annotation = Profile.model_fields[str(keys[0])].annotation
-    (table,) = [t for t in (annotation, *get_args(annotation)) if isinstance(t, type) and issubclass(t, BaseModel)]
+    table: type[BaseModel] = Profile
+    for key in keys:
+        if field := table.model_fields.get(str(key)):
+            table = next(_tables(field.annotation), table)
     return table
+
+
+KINDS = ("[key]", "float", "constrained-str")  # what stands in a place beside keys
 
 
 def _sentence(error: ValidationError) -> str:
     first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"] if part != "[key]")
+    key = ".".join(str(part)[:QUOTED] for part in first["loc"] if part not in KINDS) or "its content"
     if first["type"] == "value_error":
         return f"{key}: " * (first["loc"][:1] == ("cells",)) + str(first["ctx"]["error"])
     if first["type"] == "extra_forbidden":
         return f"{key} is not a known key; allowed here are {', '.join(_table(first['loc'][:-1]).model_fields)}"
     if first["type"] == "missing":
         return f"{key} is missing"
-    told = f"{key}: {first['input']!r} is not allowed; {first['msg'][0].lower()}{first['msg'][1:]}"
+    told = f"{key}: {quoted(first['input'])} is not allowed; {first['msg'][0].lower()}{first['msg'][1:]}"
     if isinstance(first["input"], str) and (number := POWER.fullmatch(first["input"])):
-        told += f"; YAML takes it for a word: write {number[1]}.0e{number[2]}"
+        digits, fraction, sign, power = number.groups()
+        told += f"; YAML takes it for a word: write {digits}{fraction or '.0'}e{sign or '+'}{power}"
     return told
+
+
+def _values(path: Path) -> Any:
+    """What a file of parameters says; raises FdmError, without the file's name, for one that is not within limits."""
+    with path.open("rb") as file:
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise FdmError(f"it is longer than {MOST_BYTES:,} bytes, which are allowed.")
+    try:
+        return yaml.load(content.decode("utf-8"), _Loader)
+    except UnicodeDecodeError as error:
+        raise FdmError(f"it is not valid YAML: it is no text in UTF-8 ({error.reason}).") from error
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise FdmError(f"it is not valid YAML{line}: {str(error.problem)[:QUOTED]}.") from error
+    except yaml.YAMLError as error:
+        raise FdmError(f"it is not valid YAML: {str(error).splitlines()[0][:QUOTED]}.") from error
 
 
 def load(params_file: str | Path) -> Profile:
@@ -602,14 +714,11 @@ def load(params_file: str | Path) -> Profile:
         known = ["digits", *sorted(p.parent.name for p in (root() / "profiles").glob("*/params.yaml"))]
         raise FdmError(f"There is no {params_file}; the profiles are {', '.join(known)}.")
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
-        profile = Profile.model_validate(values)
+        profile = Profile.model_validate(_values(path))
     except ValidationError as error:
         raise FdmError(f"{params_file}: {_sentence(error)}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise FdmError(f"{params_file} is not valid YAML: {' '.join(str(error).split())}.") from error
     except FdmError as error:
-        raise FdmError(f"{params_file}, {error}") from error
+        raise FdmError(f"{params_file}: {error}") from error
     # A copy that still names the original would overwrite the original's results.
     default = path.parent == root()
     name = "digits" if default else path.parent.name
@@ -617,7 +726,7 @@ def load(params_file: str | Path) -> Profile:
     for key, value in {"profile": name, "params_file": place[0], "root": place[1]}.items():
         if getattr(profile, key) != value:
             raise FdmError(
-                f"{params_file}: {key}: {getattr(profile, key)!r} is not allowed; in this place it is {value!r}."
+                f"{params_file}: {key}: {quoted(getattr(profile, key))} is not allowed; in this place it is {value!r}."
             )
     return profile
 

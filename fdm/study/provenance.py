@@ -27,7 +27,11 @@ VERSIONS = (
 
 def record(provenance: Path, content: str, started: float, **what: Any) -> None:
     """Write `what` was made, and its `origin`, unless the file tells of the same `content` (a hash) already."""
-    if not provenance.exists() or json.loads(provenance.read_text()).get("content") != content:
+    try:
+        same = json.loads(provenance.read_text())["content"] == content
+    except (OSError, ValueError, KeyError, TypeError):  # none, or a damaged one, which tells nothing
+        same = False
+    if not same:
         write_json(provenance, {**what, "content": content, **origin(started)})
 
 

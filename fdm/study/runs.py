@@ -720,8 +720,10 @@ def _whole(profile: Profile, cell: str) -> bool:
 
 
 def _seconds(profile: Profile, run: str) -> float:
-    told = profile.logs(run) / "finished.json"
-    return round(json.loads(told.read_text())["seconds"], 1) if told.exists() else 0.0
+    try:
+        return round(json.loads((profile.logs(run) / "finished.json").read_text())["seconds"], 1)
+    except (OSError, ValueError, KeyError, TypeError):  # none, or a damaged one, and the measurements are as good
+        return 0.0
 
 
 def _copy(source: Path, target: Path) -> None:

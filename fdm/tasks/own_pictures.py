@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fdm.data.archives import FORMATS, upright_rgb
+from fdm.data.archives import FORMATS, PICTURE, upright_rgb
 from fdm.data.datasets import to_float, to_uint8
 from fdm.files import FdmError
 from fdm.model.denoiser import Denoise
@@ -24,6 +24,8 @@ USUAL = {"sigma_0": 2.0}  # options of CCDF; without a sampler it is the ancestr
 def read(path: Path, channels: int) -> Tensor:
     """A picture, float32 (1, C, H, W) in [-1, 1], grey or of three colours; FdmError where it is none."""
     try:
+        if not path.is_file() or path.stat().st_size > PICTURE:  # a pipe would never end
+            raise ValueError
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as picture:
