@@ -22,7 +22,9 @@ from .scratch import ROOT, Scratch
 
 ORACLES = Path(__file__).parent / "oracles"
 # The files that take longest, which `make test` hands out first: of two processes none then ends with a long one alone.
-LONGEST = ("pipeline", "committed", "accept", "cells", "training", "runs", "verify", "systems", "evaluation", "errors")
+LONGEST = (
+    "pipeline", "committed", "site", "accept", "cells", "training", "runs", "verify", "systems", "evaluation", "errors",
+)  # fmt: skip
 
 torch.set_num_threads(1)
 # Tests fork processes and kill them. One that dies with a lock that others share would stop them all; and a thread that
