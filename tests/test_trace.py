@@ -220,6 +220,10 @@ def test_a_name_that_means_nothing_is_answered_with_what_is_allowed(profile, cap
         ("table4[vp,fdm,100%]", "cannot be explained; allowed are names such as table1[vp,fdm,100%], "),
         ("table1[vp,fdm,100%", "cannot be explained; allowed are names such as table1[vp,fdm,100%], "),
         ("effects[vp,warm-up,100%]", "cannot be explained; allowed are names such as table1[vp,fdm,100%], "),
+        (
+            "C3 VP",
+            "verdicts on claims are those of --params profiles/exact/params.yaml, such as verdicts[C3,EDM,exact]",
+        ),
         ("table1[vp,100%]", "means several; there are vp,baseline,100%; vp,fdm,100%."),
         ("table1[fake]", "'fake' is not allowed; in its place can stand real."),
         ("table1[ddpm,fdm,100%]", "'ddpm' is not allowed; in its place can stand vp, ve, edm."),
@@ -239,6 +243,7 @@ def test_a_name_that_means_nothing_is_answered_with_what_is_allowed(profile, cap
 
 def test_a_row_of_the_evidence_that_is_not_there_is_answered_with_what_is(exact):
     for name, sentence in (
+        ("verdicts", "means several; there are .*C3,EDM,exact"),
         ("verdicts[C3,exact]", "means several; there are C3,VP,exact; C3,VE,exact; C3,EDM,exact"),
         ("slopes[vp-none,exact]", "'vp-none' is not allowed; in its place can stand edm-baseline, "),
         ("table1[vp,fdm,100%]", r"cannot be explained; allowed are names such as verdicts\[...\], "),

@@ -75,14 +75,18 @@ def explain(profile: Profile, name: str | None) -> str:
     }
     if name is None:
         return "\n".join(["python -m fdm explain NAME, where NAME is one of", *(f"  {k:34}{forms[k]}" for k in forms)])
-    match = re.fullmatch(r"(\w+)\[([^\[\]]+)\]", _plain(name))
+    match = re.fullmatch(r"(\w+)(?:\[([^\[\]]+)\])?", _plain(name))
     if not match or match[1] not in [*tables, "figure"]:
-        raise FdmError(f"{name!r} cannot be explained; allowed are names such as {', '.join(forms)}.")
+        other = "; verdicts on claims are those of --params profiles/exact/params.yaml, such as verdicts[C3,EDM,exact]"
+        raise FdmError(
+            f"{name!r} cannot be explained; allowed are names such as {', '.join(forms)}"
+            f"{other if profile.conclusions in TABLES else ''}."
+        )
     path = profile.results / "tables" / f"{match[1]}.csv"
     try:
         found = _entries if profile.conclusions in TABLES else _findings
         entries = _figures(profile) if match[1] == "figure" else found(profile, path)
-        entry = _find(name, match[2].split(","), [*entries])
+        entry = _find(name, match[2].split(",") if match[2] else [], [*entries])
         lines = entry.text if entry.keys is None else _measured(profile, path, entry.keys, entry.mean)
     except (KeyError, ValueError, AttributeError) as error:
         raise FdmError(f"{path} or its data are damaged ({error!r}); run dvc repro to make them again.") from error
