@@ -34,7 +34,8 @@ CONTENTS = {
         "docs/running": "Running at any scale", "docs/data": "The data",
     },
     "How it is made": {
-        "CONTRIBUTING": "Architecture", "benchmarks/README": "Benchmarks", "docs/release": "Release",
+        "CONTRIBUTING": "Architecture", "benchmarks/README": "Benchmarks", "docs/security": "Security",
+        "docs/release": "Release",
         "CHANGELOG": "Changes",
     },
 }  # fmt: skip

@@ -46,7 +46,7 @@ def quoted(value: Any) -> str:
     return text if len(text) <= QUOTED else f"{text[: QUOTED - 3]}..."
 
 
-Option = Annotated[float, Field(allow_inf_nan=False)] | Annotated[str, Field(max_length=QUOTED)]
+Option = Annotated[float, Field(allow_inf_nan=False)] | int | Annotated[str, Field(max_length=QUOTED)]
 
 
 class SettingParams(BaseModel):
@@ -131,7 +131,7 @@ class ErrorParams(Strict):
         return self
 
 
-def combinations(fixed: dict[str, Any], tune: Mapping[str, list[float | str]]) -> list[dict[str, float | str]]:
+def combinations(fixed: dict[str, Any], tune: Mapping[str, list[float | int | str]]) -> list[dict[str, float | str]]:
     """Options with every combination of the values that are tried; the fixed ones alone, where nothing is.
 
     Raises ValueError where these are more than MOST_COMBINATIONS.
