@@ -353,6 +353,18 @@ def test_what_the_notebook_says_is_so_in_the_tables():
     assert "better" not in set(told["kernels"]["counts"])
 
 
+def test_what_the_notebook_says_of_the_toy_is_so():
+    """09_few_steps, section 2."""
+    toys = measurements._all(ROOT / "results" / "few-steps" / "toys")
+    table = few_steps.of_toys(toys).set_index(["form", "steps"])
+    off = (table["correlation"] - table["correlation of real points"]).abs()
+    for form in grid_toy.FORMS:
+        lost = table.loc[form, "fewest modes"] < grid_toy.MODES
+        assert lost.all() if form == "siddm toy" else not lost.any()
+    assert (off.loc[["siddm", "ddgan"]] < 0.1).all()
+    assert (off.loc[[grid_toy.UNTIED, "siddm ufo"]] > 0.4).all()
+
+
 def test_what_the_notebook_of_systems_says_of_all_eleven_is_so_in_its_table():
     """07_systems, the paragraph to quote."""
     table = measurements.read(ROOT / "results" / "systems" / "standings" / "eleven.csv").set_index(["system", "nfe"])

@@ -550,7 +550,8 @@ def test_a_copied_profile_that_still_names_the_original_is_refused(study, capsys
 def test_a_missing_profile_a_duplicate_key_and_broken_yaml_are_named(study, capsys):
     assert main(["check", "--params", "profiles/nope/params.yaml"]) == 1
     assert (
-        "There is no profiles/nope/params.yaml; the profiles are digits, exact, exact-16, " in capsys.readouterr().err
+        "There is no profiles/nope/params.yaml; the profiles are digits, emoji, exact, exact-16, "
+        in capsys.readouterr().err
     )
     path = study / "params.yaml"
     path.write_text(path.read_text() + "threads: 2\n")
