@@ -236,6 +236,15 @@ def test_no_page_is_wider_than_a_telephone(page, address):
         assert page.evaluate("document.documentElement.scrollWidth") <= 400, name
 
 
+def test_a_profile_of_ones_own_has_an_entry_once_it_was_run():
+    import stage
+
+    listed = {name for names in stage.CONTENTS.values() for name in names}
+    assert "Other profiles" not in stage.contents(listed)
+    own = stage.contents(listed | {"results/mine/notebooks/04_tables", "results/mine/notebooks/02_train"})
+    assert ":caption: Other profiles\n\nmine </results/mine/notebooks/04_tables>\n```" in own
+
+
 def test_search_finds(page, address):
     page.goto(f"{address}/search.html?q=momentum")
     page.wait_for_selector("#search-results li a")

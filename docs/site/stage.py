@@ -146,9 +146,12 @@ def stage(source: Path) -> None:
 
 
 def contents(known: set[str]) -> str:
-    """The table of contents, which the pages show at their side."""
+    """The table of contents, which the pages show at their side, with the tables of any other profile that was run."""
+    listed_here = {name for names in CONTENTS.values() for name in names}
+    others = sorted(name for name in known - listed_here if name.endswith("/04_tables"))
+    more = {"Other profiles": {name: name.split("/")[1] for name in others}} if others else {}
     parts = []
-    for title, names in CONTENTS.items():
+    for title, names in (CONTENTS | more).items():
         pages = {name: "self" if name == "index" else f"/{name}" for name in names if name in known}
         listed = "\n".join(f"{names[name]} <{page}>" for name, page in pages.items())
         parts.append(f"```{{toctree}}\n:hidden:\n:caption: {title}\n\n{listed}\n```\n")
