@@ -37,7 +37,7 @@ def snapshot_name(share: float) -> str:
 class Strict(BaseModel):
     """A table of parameters in which a misspelt key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class DatasetParams(Strict):

@@ -3,27 +3,22 @@
 import functools
 import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar
-from unittest import mock
+from urllib.error import URLError
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch_fidelity import feature_extractor_inceptionv3
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 from torch_fidelity.utils import create_feature_extractor
 
-from fdm.data import downloads
-from fdm.data.downloads import Archive
+from fdm.files import FdmError
 
 # What the Frechet distance in a space of features is called. FID is that of Inception-v3 and of nothing else.
 FRECHET = {"efficientnet-lite0": "FD(EfficientNet-Lite0)", "inception-v3-compat": "FID"}
-INCEPTION = Archive(
-    feature_extractor_inceptionv3.URL_INCEPTION_V3,
-    size=95_628_359,
-    sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
-)
 
 
 class EfficientNetLite0(FeatureExtractorBase):
@@ -75,26 +70,23 @@ if "efficientnet-lite0" not in FEATURE_EXTRACTORS_REGISTRY:  # registering twice
     register_feature_extractor("efficientnet-lite0", EfficientNetLite0)
 
 
-def _network(name: str, layer: str, device: str) -> FeatureExtractorBase:
-    """The network of that name, on the device."""
-    if name == "efficientnet-lite0":
-        return create_feature_extractor(name, [layer], cuda=device != "cpu", verbose=False)
-    path = downloads.fetch(INCEPTION.url, INCEPTION.sha256, INCEPTION.size)
-    weights = torch.load(path, weights_only=True, map_location="cpu")
-    # By itself torch-fidelity unpickles a file, or fetches one without a checksum. It is handed what was read here.
-    with mock.patch.object(feature_extractor_inceptionv3, "load_state_dict_from_url", lambda *_, **__: weights):
-        return create_feature_extractor(name, [layer], cuda=device != "cpu", verbose=False)
-
-
 @functools.lru_cache(maxsize=1)
-def extractor(name: str, device: str = "cpu") -> tuple[Callable[[Tensor], Tensor], str]:
+def extractor(name: str, device: str = "cpu", downloads: Path | None = None) -> tuple[Callable[[Tensor], Tensor], str]:
     """A function from images, uint8 (N, 1 or 3, H, W), to features (N, d) on the CPU, and a hash of its weights.
 
-    Inception's weights are taken from downloads/, or fetched into it, and are checked before they are read; raises
-    FdmError, saying what to download and where to put it, when they cannot be had or are others.
+    Inception's weights are taken from the folder `downloads`, or fetched by torch-fidelity; raises FdmError, saying
+    where to put the file, when neither can be had.
     """
     layer = {"efficientnet-lite0": EfficientNetLite0.LAYER, "inception-v3-compat": "2048"}[name]
-    net = _network(name, layer, device)
+    local = (downloads or Path()) / Path(URL_INCEPTION_V3).name
+    known = name != "efficientnet-lite0" and local.exists()
+    options = {"feature_extractor_weights_path": str(local)} if known else {}
+    try:
+        net = create_feature_extractor(name, [layer], cuda=device != "cpu", verbose=False, **options)
+    except (URLError, OSError) as error:
+        raise FdmError(
+            f"The weights of {name} cannot be had ({error}): download {URL_INCEPTION_V3} and put it at {local}."
+        ) from error
     h = hashlib.sha256()
     for key, tensor in sorted(net.state_dict().items()):
         h.update(key.encode() + tensor.cpu().contiguous().numpy().tobytes())

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch_fidelity.metric_kid import kernel_poly
 
 from fdm.data.datasets import Dataset, halves, to_float, to_uint8
-from fdm.files import digest, write_json
+from fdm.files import digest, root, write_json
 from fdm.metrics import classifier, distances, features, learned
 from fdm.model.denoiser import Denoise, Denoiser
 from fdm.process.joint import JOINT
@@ -144,7 +144,7 @@ class Judge:
     """What samples are compared with: real images in three spaces of features, classes, and a classifier of them."""
 
     def __init__(self, profile: Profile, dataset: Dataset, device: str) -> None:
-        self.extract, self.weights = features.extractor(profile.evaluation.extractor, device)
+        self.extract, self.weights = features.extractor(profile.evaluation.extractor, device, root() / "downloads")
         self.learned = learned.Learned(dataset.images, dataset.labels) if dataset.classes > 1 else None
         self.classifier = classifier.Classifier(dataset.images, dataset.labels) if dataset.classes > 1 else None
         self.frechet = features.FRECHET[profile.evaluation.extractor]

@@ -128,9 +128,6 @@ def train(
     par, home = training.par, home_of(training, work, device)
     known = state.finished(logs, home)
     if known and state.has_snapshots(folder) and (folder / checkpoints.EXPERIMENT).exists():
-        if not known.get("history"):
-            told = f"{logs / state.FINISHED} is damaged"
-            raise FdmError(f"{told}; remove it and {folder}, and rerun: {training.name} is trained again.")
         shutil.rmtree(home, ignore_errors=True)  # which a kill at the very end leaves
         if advance:
             advance(steps(par) * par.batch)
@@ -142,11 +139,7 @@ def train(
             processes.launch(_loop, (training, dataset, home, device, advance), par.processes)
         elif advance:
             advance(steps(par) * par.batch)
-        try:
-            done = json.loads((home / state.FINISHED).read_text())
-        except ValueError as error:
-            told = f"{home / state.FINISHED} is damaged"
-            raise FdmError(f"{told}; remove it and rerun: {training.name} goes on from its last state.") from error
+        done = json.loads((home / state.FINISHED).read_text())
         folder.mkdir(parents=True, exist_ok=True)
         (logs / state.FINISHED).unlink(missing_ok=True)
         labels = [snapshot_name(share) for share in SNAPSHOTS]
