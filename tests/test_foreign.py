@@ -529,20 +529,11 @@ def test_a_disk_that_does_not_take_a_file_is_a_sentence(place, capsys, monkeypat
 
     monkeypatch.setattr(profiles, "load", refuse)
     assert f"fdm: place: {os.strerror(number)}; mend that" in told(capsys, "check")
-    monkeypatch.setattr(os, "fsync", refuse)
+    monkeypatch.setattr(Path, "replace", refuse)
     with pytest.raises(FdmError, match="could not be written"):
         write_text(place / "text", "new")
     assert not (place / "text").exists()
     assert [path.name for path in place.iterdir() if path.name.endswith(".part")] == []
-
-
-def test_a_file_is_on_the_disk_before_it_has_its_name(place, monkeypatch):
-    done = []
-    monkeypatch.setattr(os, "fsync", lambda opened: done.append(Path(f"/proc/self/fd/{opened}").readlink().name))
-    rename = Path.replace
-    monkeypatch.setattr(Path, "replace", lambda old, new: (done.append("renamed"), rename(old, new)))
-    write_text(place / "sub" / "text", "new")
-    assert done == [f".text.{os.getpid()}.part", "renamed", "sub"]
 
 
 # What a run left

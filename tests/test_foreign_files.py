@@ -34,7 +34,7 @@ CALLS = re.compile(
     r"read_pickle|load_state_dict_from_url|download_url_to_file|hub|urlopen|urlretrieve|from_pretrained|"
     r"hf_hub_download|snapshot_download|fetch_[a-z0-9_]+|loadmat|unsafe_load|full_load|allow_pickle|pretrained"
 )
-SAFE = re.compile(r"torch\.load\(.*\bweights_only=True\b.*\)|yaml\.load\(.*, _UniqueKeyLoader\)")
+SAFE = re.compile(r"torch\.load\(.*\bweights_only=True\b.*\)|yaml\.load\(.*, _Loader\)")
 
 
 def safe(call: ast.Call) -> bool:
