@@ -392,7 +392,7 @@ def test_samples_of_the_exact_denoiser_are_training_images(smoke, digits, tmp_pa
         ({"sampler": "ddim", "nfe": [5], "eta": "much"},
          "evaluation.settings, ddim: eta: 'much' is not allowed for DDIM; it must be 0 to 1"),
         ({"sampler": "ddim", "nfe": [5], "eta": True},
-         "evaluation.settings, ddim: eta: True is not allowed for DDIM; it must be 0 to 1"),
+         "evaluation.settings.5.eta: True is not allowed; input should be a valid number"),
         ({"sampler": "heun", "nfe": [5, 6]},
          "evaluation.settings, heun: Heun's method costs an odd number of evaluations, and 6 was asked for"),
         ({"sampler": "heun", "nfe": [5], "to_zero": False},
