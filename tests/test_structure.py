@@ -559,7 +559,7 @@ def test_a_missing_profile_a_duplicate_key_and_broken_yaml_are_named(study, caps
     assert "the key threads is given twice" in capsys.readouterr().err
     path.write_text("a: [1\n")
     assert main(["check"]) == 1
-    assert "params.yaml is not valid YAML" in capsys.readouterr().err
+    assert "params.yaml: it is not valid YAML" in capsys.readouterr().err
 
 
 def test_outside_the_study_the_command_says_so(tmp_path, monkeypatch, capsys):
