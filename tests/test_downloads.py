@@ -48,6 +48,13 @@ class Server(http.server.BaseHTTPRequestHandler):
         self.send_response(206 if first else 200)
         if self.version:
             self.send_header("ETag" if self.version.startswith('"') else "Last-Modified", self.version)
+        if name == "endless":
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            with contextlib.suppress(ConnectionError):  # when nobody takes more
+                for _ in range(100):
+                    self.wfile.write(f"{len(content):x}\r\n".encode() + content + b"\r\n")
+            return
         if self.path.endswith("?chunked"):
             self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()
@@ -121,6 +128,15 @@ def test_a_part_that_is_longer_than_the_file_is_thrown_away(server):
     path.parent.mkdir()
     path.with_name("longer.bin.part").write_bytes(CONTENT + b"rest")
     assert downloads.fetch(f"{server}/longer.bin", SHA256).read_bytes() == CONTENT
+
+
+def test_what_a_server_sends_beyond_the_size_is_not_taken(server, monkeypatch):
+    taken = []
+    monkeypatch.setattr(downloads.tqdm, "update", lambda bar, n: taken.append(n))
+    with pytest.raises(FdmError, match=rf"bytes, where {len(CONTENT):,} are wanted; it is not kept"):
+        downloads.fetch(f"{server}/endless.bin", SHA256, len(CONTENT))
+    assert sum(taken) <= len(CONTENT) + downloads.CHUNK
+    assert list(downloads.place("endless.bin").parent.iterdir()) == []
 
 
 def test_a_corrupted_file_is_refused_and_not_kept(server):

@@ -149,9 +149,8 @@ def test_durations_are_told_as_people_do(seconds, said):
     assert plan.hours(seconds) == said
 
 
-def test_what_is_missing_is_named(study, monkeypatch, tmp_path):
+def test_what_is_missing_is_named(study, monkeypatch):
     monkeypatch.setattr(downloads, "DEBIAN", ())
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     big = plan.Network(10**9, 10**12, 10**9)
     gaps = plan.missing(profiles.find("paper-cifar10"), big)
     assert [gap.split(":")[0] for gap in gaps][:2] == ["data", "weights"]

@@ -95,9 +95,8 @@ def _batch(content: bytes) -> tuple[np.ndarray, np.ndarray]:
     for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
         if count > 10 * CIFAR10_BATCH + 1000:  # a name and a class of each image are three or four
             raise ValueError("a batch holds far more than arrays, names and classes")
-        if opcode.name in ("PUT", "LONG_BINPUT") and int(str(argument)) > len(
-            content
-        ):  # the reader's table gets as long
+        # The reader's table gets as long as the number.
+        if opcode.name in ("PUT", "LONG_BINPUT") and int(str(argument)) > len(content):
             raise ValueError(f"a batch asks for a table of {argument} entries")
     batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
     array, labels = (batch.get(name.encode(), batch.get(name)) for name in ("data", "labels"))

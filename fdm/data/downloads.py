@@ -186,6 +186,8 @@ def _attempt(url: str, part: Path, size: int | None, checked: bool) -> int | Non
             while chunk := response.read(CHUNK):
                 file.write(chunk)
                 bar.update(len(chunk))
+                if size is not None and file.tell() > size:  # from a server that did not say how much it would send
+                    return file.tell()
     return total
 
 

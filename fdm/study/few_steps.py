@@ -244,10 +244,10 @@ def toys(
         if seed == profile.seeds[0]:
             points[str(steps)] = torch.tensor(entry[0]["points"])
         context = {
-                "cell": toy, "profile": profile.profile, "dataset": "25 Gaussians", "run": f"{toy}-{seed}",
-                "seed": seed, "part": "toy", "system": form, "sampler": "siddm", "options": "", "nfe": steps,
-                "block": 0, "n": grid_toy.DRAWN, "experiment": called, "source": "", "checkpoint": "", "device": "cpu",
-            }  # fmt: skip
+            "cell": toy, "profile": profile.profile, "dataset": "25 Gaussians", "run": f"{toy}-{seed}",
+            "seed": seed, "part": "toy", "system": form, "sampler": "siddm", "options": "", "nfe": steps,
+            "block": 0, "n": grid_toy.DRAWN, "experiment": called, "source": "", "checkpoint": "", "device": "cpu",
+        }  # fmt: skip
         rows += [context | {"quantity": name, "value": value} for name, value in entry[0]["found"].items()]
     return pd.DataFrame(rows).reindex(columns=[*systems.CONTEXT, *systems.MEASURED, *systems.ORIGIN]), points
 

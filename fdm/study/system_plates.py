@@ -104,9 +104,8 @@ def interaction(profile: Profile, table: pd.DataFrame, nfe: int) -> Figure:
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
     axes[0, 0].set_ylabel(f"FDM: over {base}")
-    for ax, framework in zip(
-        axes[0], frameworks, strict=False
-    ):  # now that the axes, which they share, are as they stay
+    # Now that the axes, which they share, are as they stay.
+    for ax, framework in zip(axes[0], frameworks, strict=False):
         mine = select(table, framework=framework, nfe=nfe)
         _name(ax, mine[(mine["counts"] != "") & (np.log(mine["ratio"]).abs() > np.log(NAMED))])
     return figure
