@@ -55,17 +55,18 @@ def load(name: str | Path = "edm-fdm-0", profile: str = "digits") -> Denoiser:
         For a run that has no network, with the names of those that have, and for a damaged file.
     """
     from fdm.files import FdmError
-    from fdm.model import checkpoints
+    from fdm.model import checkpoints, released
 
     path = Path(name)
-    if path.suffix != ".safetensors":
-        folder = NETWORKS / profile / "networks"
-        if not folder.is_dir() and profile == "digits":
-            folder = BROUGHT
-        path = folder / f"{name}.safetensors"
-        if not path.is_file():
-            known = ", ".join(sorted(file.stem for file in folder.glob("*.safetensors"))) or "none"
-            raise FdmError(f"There is no network named {name} in {folder}; there are: {known}.")
+    if path.suffix == ".safetensors":
+        return released.load(path)
+    folder = NETWORKS / profile / "networks"
+    if not folder.is_dir() and profile == "digits":
+        folder = BROUGHT
+    path = folder / f"{name}.safetensors"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in folder.glob("*.safetensors"))) or "none"
+        raise FdmError(f"There is no network named {name} in {folder}; there are: {known}.")
     return checkpoints.load(path)[0]
 
 

@@ -33,6 +33,15 @@ def relative(path: Path) -> str:
     return path.relative_to(root()).as_posix()
 
 
+def _settle(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
 def replace(path: Path, write: Callable[[Path], Any]) -> None:
     """Let `write` fill a temporary neighbour of `path`, then rename it, so that `path` is never half written.
 
@@ -42,7 +51,9 @@ def replace(path: Path, write: Callable[[Path], Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
+        _settle(temporary)  # before it has the name, or a machine that stops would leave the name without the content
         temporary.replace(path)
+        _settle(path.parent)
     except (OSError, SafetensorError, RuntimeError) as error:  # torch and safetensors have errors of their own
         full = (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "space left" in str(error)
         reason = "the disk is full" if full else str(error).splitlines()[0]

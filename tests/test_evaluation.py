@@ -124,18 +124,6 @@ def test_the_extractor_takes_grey_and_coloured_images_alike_and_knows_its_weight
     assert len(weights) == 12
 
 
-def test_missing_inception_weights_say_what_to_download_and_where_to_put_it(study, monkeypatch):
-    from urllib.error import URLError
-
-    def offline(*args, **kwargs):
-        raise URLError("no network")
-
-    monkeypatch.setattr(features, "create_feature_extractor", offline)
-    features.extractor.cache_clear()
-    with pytest.raises(FdmError, match=r"download https.*weights-inception-2015-12-05.*pth and put it at .*downloads"):
-        features.extractor("inception-v3-compat", downloads=study / "downloads")
-
-
 RUN = "edm-fdm-0"
 METRICS = ["FD(EfficientNet-Lite0)", "KID", "precision", "recall", "density", "coverage", "accuracy"]
 
@@ -514,6 +502,9 @@ def test_the_wrong_checkpoint_and_damaged_references_are_refused(trained, digits
         evaluated(profile, digits._replace(sha256="0"))
     reference.write_bytes(whole[:-10])
     with pytest.raises(FdmError, match="are damaged"):
+        evaluated(profile, digits)
+    reference.write_bytes(whole[:-2] + bytes([whole[-2] ^ 1]) + whole[-1:])  # a bit of a feature
+    with pytest.raises(FdmError, match=r"are damaged \(its content is not that of its checksum"):
         evaluated(profile, digits)
     reference.unlink()
     with pytest.raises(FdmError, match="are missing"):

@@ -477,12 +477,15 @@ def test_an_address_without_a_files_name_is_a_sentence(place, end):
 # Words
 
 
+WEEKLY = pytest.mark.weekly
 ODD = ["", "-", "--", "-x", "--upload-pack=touch hacked", "x" * 300, "x" * 5000, "../..", "/", ".", "é\udcff", "a\0b",
        "HEAD; touch hacked", "$(touch hacked)", "@{99999999999999999999}", "table1[", "table1[]", "figure[x]",
        "table1[vp,fdm,100%,", "[" * 200, "0", "\x1b[31m"]  # fmt: skip
 
 
-@pytest.mark.parametrize("word", ODD)
+@pytest.mark.parametrize(
+    "word", [*ODD[::3], *(pytest.param(word, marks=WEEKLY) for n, word in enumerate(ODD) if n % 3)]
+)
 @pytest.mark.parametrize(
     "command",
     ["explain {}", "verify --revision={}", "check --params={}", "train --run={}", "sample --run={} --out=x.png",
@@ -529,11 +532,20 @@ def test_a_disk_that_does_not_take_a_file_is_a_sentence(place, capsys, monkeypat
 
     monkeypatch.setattr(profiles, "load", refuse)
     assert f"fdm: place: {os.strerror(number)}; mend that" in told(capsys, "check")
-    monkeypatch.setattr(Path, "replace", refuse)
+    monkeypatch.setattr(os, "fsync", refuse)
     with pytest.raises(FdmError, match="could not be written"):
         write_text(place / "text", "new")
     assert not (place / "text").exists()
     assert [path.name for path in place.iterdir() if path.name.endswith(".part")] == []
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(place, monkeypatch):
+    done = []
+    monkeypatch.setattr(os, "fsync", lambda opened: done.append(Path(f"/proc/self/fd/{opened}").readlink().name))
+    rename = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda old, new: (done.append("renamed"), rename(old, new)))
+    write_text(place / "sub" / "text", "new")
+    assert done == [f".text.{os.getpid()}.part", "renamed", "sub"]
 
 
 # What a run left

@@ -2,22 +2,21 @@
 
 import ast
 import contextlib
-import hashlib
 import pickle
 import re
 import sys
 
 import pytest
 import torch
-from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from fdm.data import downloads
-from fdm.files import FdmError
-from fdm.metrics import features
-from fdm.study import runs
+from fdm.data.downloads import Archive
+from fdm.files import FdmError, sha256
+from fdm.metrics import features, inception
 
-from .conftest import ROOT, change
-from .test_downloads import serving
+from .conftest import ROOT
+from .test_downloads import Server, serving
 
 # ------------------------------------------------------------------------------------------------ the source
 
@@ -106,78 +105,111 @@ class Command:
         return exec, ("import os; os.system('touch ran')",)
 
 
+@pytest.fixture(scope="module")
+def standin(tmp_path_factory):
+    """A file with weights of Inception's names and shapes, as torch wrote them when Inception's were published."""
+    with torch.random.fork_rng(), pytest.MonkeyPatch.context() as patch:
+        torch.manual_seed(0)
+        patch.setattr(torch, "load", lambda *args, **kwargs: {})
+        patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *args: None)
+        net = FeatureExtractorInceptionV3("x", ["2048"], "unread")
+    path = tmp_path_factory.mktemp("weights") / "inception.pth"
+    torch.save(net.state_dict(), path, _use_new_zipfile_serialization=False)
+    return path, net
+
+
 @pytest.fixture
-def profile(study, monkeypatch):
-    """A profile that scores with Inception's features."""
+def place(study, monkeypatch):
+    """Where the weights are put in a study of its own; no address is asked."""
     monkeypatch.setattr(downloads, "PAUSE", 0.0)
-    return change(study / "params.yaml", evaluation={"extractor": "inception-v3-compat"})
-
-
-@pytest.fixture
-def place(profile):
-    """Where the weights are put in a study of its own."""
-    path = downloads.place(downloads.INCEPTION.url)
+    path = downloads.place(inception.WEIGHTS.url)
     path.parent.mkdir()
-    return path
+    features.extractor.cache_clear()
+    yield path
+    features.extractor.cache_clear()
 
 
-def test_the_weights_are_those_that_torch_fidelity_names():
-    assert downloads.INCEPTION.url == URL_INCEPTION_V3
-    assert downloads.INCEPTION.url.endswith(f"-{downloads.INCEPTION.sha256[:8]}.pth")
-    assert len(downloads.INCEPTION.sha256) == 64
+def expect(monkeypatch, path, url="http://127.0.0.1:9/weights-inception-2015-12-05-6726825d.pth"):
+    """Let that file be the one that is wanted."""
+    monkeypatch.setattr(inception, "WEIGHTS", Archive(url, path.stat().st_size, sha256(path)))
 
 
-def test_inceptions_weights_are_fetched_with_their_checksum_and_no_others_are_kept(profile, place, monkeypatch):
-    content = bytes(range(256)) * 500
-    for way in ("corrupt", "whole"):
-        with serving(monkeypatch, **{place.name: content}) as address:
-            url = f"{address}/{way}/{place.name}"
-            wanted = downloads.INCEPTION._replace(
-                url=url, size=len(content), sha256=hashlib.sha256(content).hexdigest()
-            )
-            monkeypatch.setattr(downloads, "INCEPTION", wanted)
-            if way == "whole":
-                runs.require_extractor(profile)
-                assert place.read_bytes() == content
-                continue
-            with pytest.raises(FdmError, match=f"where {wanted.sha256} is wanted; it is not kept"):
-                runs.require_extractor(profile)
-            assert list(place.parent.glob("*.pth")) == []
+def test_the_checksum_and_size_of_inceptions_weights_are_the_published_ones(standin):
+    url, size, checksum, *_ = inception.WEIGHTS
+    assert url.endswith(f"-{checksum[:8]}.pth")
+    assert len(checksum) == 64
+    numbers = sum(tensor.nbytes for tensor in standin[1].state_dict().values())
+    assert numbers < size < numbers + 500_000
+
+
+def test_inceptions_weights_are_read_without_unpickling_and_without_a_network(place, standin, monkeypatch):
+    source, net = standin
+    place.write_bytes(source.read_bytes())
+    expect(monkeypatch, source)
+    images = torch.randint(256, (2, 1, 8, 8), dtype=torch.uint8)
+    with watched() as events:
+        extract, weights = features.extractor("inception-v3-compat")
+        out = extract(images)
+    assert events == []
+    assert out.shape == (2, 2048)
+    assert torch.equal(out, net.eval()(images.expand(-1, 3, -1, -1))[0])
+    assert len(weights) == 12
+
+
+def test_inceptions_weights_are_fetched_with_their_checksum_and_no_others_are_kept(place, standin, monkeypatch):
+    source, _ = standin
+    name, content = place.name, source.read_bytes()
+    with serving(monkeypatch, **{name: content}) as address:
+        expect(monkeypatch, source, f"{address}/corrupt/{name}")
+        with pytest.raises(FdmError, match=f"where {sha256(source)} is wanted; it is not kept"):
+            features.extractor("inception-v3-compat")
+        assert list(place.parent.iterdir()) == []
+        expect(monkeypatch, source, f"{address}/whole/{name}")
+        features.extractor("inception-v3-compat")
+        assert place.read_bytes() == content
+        assert [way for way, _ in Server.log] == ["corrupt", "whole"]
 
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"<html>Sign in to this network</html>", pickle.dumps(Command()), bytes(downloads.INCEPTION.size)],
+    [b"", b"<html>Sign in to this network</html>", pickle.dumps(Command()), bytes(inception.WEIGHTS.size)],
     ids=["empty", "a page", "a command", "as long"],
 )
-def test_another_file_in_the_place_of_inceptions_weights_is_one_sentence(profile, place, content):
+def test_another_file_in_the_place_of_inceptions_weights_is_one_sentence(place, content):
     place.write_bytes(content)
     with watched() as events, pytest.raises(FdmError) as raised:
-        runs.require_extractor(profile)
+        features.extractor("inception-v3-compat")
     assert events == []
     assert re.fullmatch(
-        rf"{place} has .*, where .* (is|are) wanted; remove it, or download {downloads.INCEPTION.url} by other means "
+        rf"{place} has .*, where .* (is|are) wanted; remove it, or download {inception.WEIGHTS.url} by other means "
         rf"and put it at {place}\.",
         str(raised.value),
     )
+    assert not (place.parent.parent / "ran").exists()
 
 
-@pytest.mark.parametrize("what", ["reference", "_score", "_compare", "_restore"])
-def test_nothing_is_measured_before_the_weights_were_compared(profile, place, what):
+def test_a_cut_file_is_one_sentence(place, standin, monkeypatch):
+    expect(monkeypatch, standin[0])
+    place.write_bytes(standin[0].read_bytes()[:-1])
+    with pytest.raises(FdmError, match=r"bytes, where .* are wanted; remove it"):
+        features.extractor("inception-v3-compat")
+
+
+def test_a_command_is_not_run_even_with_the_checksum_that_is_wanted(place, monkeypatch):
     place.write_bytes(pickle.dumps(Command()))
-    words = () if what == "reference" else ("edm-fdm-0" if what == "_score" else "edm-fdm", None)
-    with watched() as events, pytest.raises(FdmError, match="are wanted; remove it"):
-        getattr(runs, what)(profile, *words)
+    expect(monkeypatch, place)
+    with watched() as events, pytest.raises(pickle.UnpicklingError):
+        features.extractor("inception-v3-compat")
     assert events == []
+    assert not (place.parent.parent / "ran").exists()
 
 
 def test_where_inceptions_weights_cannot_be_had_is_told_what_to_download_and_where_to_put_it(
-    profile, place, monkeypatch
+    place, standin, monkeypatch
 ):
-    url = f"http://127.0.0.1:9/{place.name}"
-    monkeypatch.setattr(downloads, "INCEPTION", downloads.INCEPTION._replace(url=url))
+    expect(monkeypatch, standin[0])
     with pytest.raises(FdmError, match=rf"cannot be downloaded \(.*\): download http.*pth by .* put it at {place}"):
-        runs.require_extractor(profile)
+        features.extractor("inception-v3-compat")
 
 
 def test_the_other_extractor_is_read_without_unpickling_and_without_a_network():

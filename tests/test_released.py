@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
+import fdm
 from fdm.__main__ import main
 from fdm.data import downloads
 from fdm.files import FdmError, sha256
@@ -228,7 +230,7 @@ ABSURD = {
     "no multipliers": ({"channel_mult": []}, "channel_mult of type list, where lists"),
     "a multiplier of zero": ({"channel_mult": [1, 0]}, "channel_mult = 0, where"),
     "a list of lists": ({"attn_resolutions": [[4]]}, "attn_resolutions = of type list, where"),
-    "a resolution that cannot be halved": ({"channel_mult": [1] * 5}, "img_resolution = 8, which cannot be halved"),
+    "a resolution that cannot be halved": ({"channel_mult": [1] * 5}, "resolution = 8, which cannot be halved"),
     "another embedding": ({"embedding_type": "get"}, "neither DDPM\\+\\+ nor NCSN"),
     "another filter": ({"resample_filter": [[1], 1]}, "neither DDPM"),
     "arguments without names": ([("num_blocks", 1)], "_init_kwargs of type list, where a dictionary"),
@@ -457,3 +459,28 @@ def test_no_file_takes_more_memory_or_time_than_its_size_allows(persistence, tmp
         assert re.match(rf"{OURS}The network has|The network holds|A network '|^$", sentence), (name, sentence)
         assert "\n" not in sentence and len(sentence) < 400, (name, sentence)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["x.json", "x.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        ({"model_channels": 10**6}, "model_channels = 1000000, where"),
+        ({"num_blocks": 10**7}, "num_blocks = 10000000, where"),
+        ({"model_channels": 2048}, "does not fit its own description"),
+        ({"channel_mult": []}, "channel_mult of type list, where lists"),
+        ({"activation": "relu"}, "describes no network of this study"),
+        (None, "describes no network of this study"),
+    ],
+    ids=["wide", "deep", "wider than its weights", "no multipliers", "another kind", "nothing"],
+)
+def test_a_file_of_weights_that_describes_another_network_is_refused_before_one_is_built(
+    tmp_path, monkeypatch, change, told
+):
+    path = tmp_path / "stranger.safetensors"
+    ours = ROOT / "results" / "digits" / "networks" / "edm-fdm-0.safetensors"
+    description = checkpoints.describe(ours)
+    about = None if change is None else description | {"network": description["network"] | change}
+    save_file(load_file(ours), path, {"checkpoint": json.dumps(about)})
+    monkeypatch.setattr(checkpoints, "load", lambda path: pytest.fail("it was built"))
+    with pytest.raises(FdmError, match=told):
+        fdm.load(path)

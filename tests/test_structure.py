@@ -272,7 +272,7 @@ def test_what_is_loaded_with_a_closure_is_in_it_or_chooses_and_computes_nothing(
         allowed |= closure.modules(*closure.CLOSURES[other]).keys()
     allowed |= {module for module in SOURCE if room(module) == "samplers"}
     if name != "training":
-        allowed |= {"study.profiles", "study.closure"}
+        allowed |= {"study.profiles", "study.closure", "metrics.inception", "data.downloads"}
     assert module in loaded
     assert loaded <= allowed
 

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -422,6 +423,35 @@ def test_what_is_altered_with_its_lock_is_found_where_something_else_tells(profi
     ]
 
 
+HEADLINE = [
+    "results/exact/tables/verdicts.csv", "results/exact/tables/levels.md", "results/exact/tables/slopes.tex",
+    "results/exact/REPORT.md", "results/exact/claims.json", "results/exact/measurements.csv", "README.md",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_whatever_is_altered_of_the_headline_is_found_or_said_not_to_be_covered(tmp_path, monkeypatch):
+    """README's verdicts and what they follow from, as committed; while cells are missing there is no lock."""
+    for name in filter(lambda name: (ROOT / name).exists(), verify.NAMES):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    profile = profiles.find("exact")
+    assert integrity.derived(profile) == []
+    for name in HEADLINE:
+        text = Path(name).read_text()
+        *_, number = re.finditer(r"(?<=[ ,|&])[1-9](?=\.\d)", text.partition("<!-- end of verdicts")[0])
+        other = "1" if number[0] == "9" else "9"
+        Path(name).write_text(text[: number.start()] + other + text[number.end() :])
+    problems = integrity.derived(profile)
+    assert {problem.split(",")[0] for problem in problems} == set(HEADLINE)
+    if not pipeline.file_of(profile).with_suffix(".lock").exists():
+        assert (
+            "figures, notebooks, provenance and training logs are compared with nothing" in integrity.lock(profile)[0]
+        )
+
+
 def test_source_that_changed_without_an_accepted_step_is_other_code_and_with_one_the_same(numbers):
     old = closure.digest("training.loop")
     altered("fdm/training/loop.py", "import", "import  ")
@@ -466,7 +496,8 @@ def test_a_lock_that_is_missing_or_damaged_is_said_in_a_sentence(profile):
     (problem,) = integrity.lock(profile)
     assert problem.startswith("dvc.lock cannot be compared, as dvc status says: ")
     Path("dvc.lock").unlink()
-    assert integrity.lock(profile) == ["dvc.lock is missing"]
+    (problem,) = integrity.lock(profile)
+    assert problem.startswith("dvc.lock is missing, so that figures, notebooks, provenance and training logs are")
 
 
 def test_what_dvc_says_of_the_stages_is_told_but_for_what_it_cannot_know():
@@ -540,7 +571,11 @@ def test_without_anything_to_compare_one_sentence_says_so(numbers, capsys):
         assert f"At revision {revisions.resolve('HEAD')[:12]}: {told}" in sentence()
     path.write_text(before)
     shutil.rmtree("build")
-    assert "Nothing has been measured here, or not all, as build/digits/here is missing" in sentence()
+    commit()
+    assert main(["verify"]) == 1
+    first, *checks = capsys.readouterr().err.splitlines()
+    assert first.startswith("fdm: Nothing has been measured here, or not all, as build/digits/here is missing")
+    assert len(checks) == 4
     shutil.rmtree(".git")
     assert "is no git repository; clone the study" in sentence()
 

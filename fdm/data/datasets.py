@@ -78,14 +78,14 @@ def load(path: Path) -> Dataset:
             description = json.loads((file.metadata() or {})["dataset"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, as it is no dictionary
         parts = [tensors[key] for key in ("images", "labels", "held", "held_labels")]
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        name, classes, checksum = (description[key] for key in ("name", "classes", "sha256"))
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise FdmError(f"The data set {path} is damaged or truncated ({error}); {remedy}.") from error
-    if hash_of(tensors) != description["sha256"]:
+    if hash_of(tensors) != checksum:
         raise FdmError(f"The data set {path} does not have the content its checksum promises; {remedy}.")
     mixture = Mixture(*(tensors[key] for key in PARTS)) if PARTS[0] in tensors else None
     images, labels, held, held_labels = parts
-    about = description["classes"], description["sha256"]
-    return Dataset(description["name"], images, labels, held, held_labels, *about, mixture)
+    return Dataset(name, images, labels, held, held_labels, classes, checksum, mixture)
 
 
 def to_float(images: Tensor) -> Tensor:

@@ -90,15 +90,6 @@ ARCHIVES = {
 DEBIAN = (Path("/usr/share/datasets/fashion-mnist"), Path("/usr/share/fonts/truetype/noto"))
 
 
-# Inception-v3's weights as torch-fidelity names them; a test compares the address with its own. Others are refused: it
-# unpickles them.
-INCEPTION = Archive(
-    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
-    size=95_628_359,
-    sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
-)
-
-
 def place(url: str) -> Path:
     """Where the file of that address is kept: downloads/<name> in the project's folder.
 

@@ -3,7 +3,6 @@
 import io
 
 import numpy as np
-from fontTools.ttLib import TTFont
 from PIL import Image
 
 from fdm.data import archives, downloads
@@ -20,6 +19,8 @@ def emoji(params: DatasetParams) -> tuple[np.ndarray, np.ndarray]:
     Returns uint8 (3926, 3, resolution, resolution) and zeros, int64 (3926,). Raises FdmError where the font is not
     here or is another version, which holds other pictures; and for a profile that wants classes.
     """
+    from fontTools.ttLib import TTFont
+
     if params.conditional:
         raise FdmError("dataset.conditional: true needs classes, and emoji have none; set it to false.")
     (archive,) = ARCHIVES["emoji"]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fdm.data.datasets import Dataset
-from fdm.metrics.features import EfficientNetLite0
+from fdm.metrics.efficientnet import EfficientNetLite0
 from fdm.metrics.learned import Learned
 
 

@@ -8,8 +8,6 @@ import numpy as np
 import torch
 from scipy.special import stdtrit
 from torch import Tensor
-from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kernel_poly, kid_features_to_metric
-from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
 from fdm.metrics.shares import NORMAL
 
@@ -77,6 +75,8 @@ def kid(generated: Tensor, real: Tensor) -> tuple[float, float, float, int]:
     The value is torch-fidelity's over one subset of all images (5,000 at most); the interval is the bootstrap's,
     over images of both sets. A pair of one image with its own copy is left out, as the estimator is unbiased.
     """
+    from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kernel_poly, kid_features_to_metric  # takes seconds
+
     n = min(len(generated), len(real), LIMIT)
     generated, real = (_part(f, n).double() for f in (generated, real))
     options = {"kid_subsets": 1, "kid_subset_size": n, "rng_seed": 2020, "verbose": False}
@@ -100,6 +100,8 @@ def precision_recall(generated: Tensor, real: Tensor) -> tuple[float, float]:
 
     Of sets with more than 5,000 images a random part is taken.
     """
+    from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
+
     generated, real = (_part(f, LIMIT) if len(f) > LIMIT else f for f in (generated, real))
     result = prc_features_to_metric(generated, real, prc_neighborhood=3, verbose=False)
     return result[KEY_METRIC_PRECISION], result[KEY_METRIC_RECALL]

@@ -38,14 +38,12 @@ def save(path: Path, denoiser: Denoiser, description: dict[str, Any]) -> None:
 def describe(path: Path) -> dict[str, Any]:
     """The description in a checkpoint; raises FdmError when the file is missing or damaged."""
     if not path.is_file():
-        raise FdmError(f"The checkpoint {path} is missing; remove {path.parent}, if it is there, and run dvc repro.")
+        raise FdmError(f"The checkpoint {path} is missing; run dvc repro.")
     try:
         with safe_open(path, "pt") as file:
             return json.loads((file.metadata() or {})["checkpoint"])
     except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise FdmError(
-            f"The checkpoint {path} is damaged ({error}); remove {path.parent} and run dvc repro."
-        ) from error
+        raise FdmError(f"The checkpoint {path} is damaged ({error}); remove it and run dvc repro.") from error
 
 
 def load(path: Path, expected: dict[str, Any] | None = None) -> tuple[Denoiser, dict[str, Any]]:
@@ -66,8 +64,8 @@ def load(path: Path, expected: dict[str, Any] | None = None) -> tuple[Denoiser, 
     state, wanted = load_file(path), denoiser.state_dict()
     if hash_of(state) != description.get("weights"):
         raise FdmError(
-            f"The checkpoint {path} does not hold the weights that its description promises; remove {path.parent} "
-            "and run dvc repro."
+            f"The checkpoint {path} does not hold the weights that its description promises; remove it and run dvc "
+            "repro."
         )
     differing = sorted(
         key for key in state.keys() | wanted.keys()

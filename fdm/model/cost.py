@@ -7,7 +7,6 @@ import time
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from fdm.model.denoiser import Denoiser
 from fdm.params import Precision
@@ -26,6 +25,8 @@ def asked(denoiser: Denoiser, n: int, device: torch.device | str) -> dict[str, A
 
 def flops(denoiser: Denoiser) -> int:
     """FLOPs of one evaluation of one image: products and convolutions, a multiplication and an addition each."""
+    from torch.utils.flop_counter import FlopCounterMode  # and triton with it
+
     device = next(denoiser.parameters()).device
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         denoiser(**asked(denoiser, 1, device))

@@ -21,11 +21,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from fdm.files import FdmError, sha256, write_json
 from fdm.model import checkpoints
+from fdm.model.denoiser import Denoiser
 from fdm.process import schedule
 from fdm.process.frameworks import FRAMEWORKS, M_VP, SIGMA_DATA
 
@@ -376,6 +378,26 @@ def _of_this_study(record: Record) -> tuple[str, str, Record]:
     return framework, kernel, model
 
 
+def _usual(arguments: dict[str, Any]) -> dict[str, Any]:
+    """UNet's arguments, checked; raises FdmError for what is no network of a usual size."""
+    channel_mult = _numbers("channel_mult", arguments["channel_mult"], 1, 8, 32)
+    resolution = _number("resolution", arguments["resolution"], 2, 1024)
+    if resolution % (1 << len(channel_mult) - 1):
+        raise FdmError(f"The network has resolution = {resolution}, which cannot be halved for each channel_mult.")
+    return {
+        "architecture": arguments["architecture"],
+        "resolution": resolution,
+        "channels": _number("channels", arguments["channels"], 1, 64),
+        "label_dim": _number("label_dim", arguments["label_dim"], 0, 100_000),
+        "augment_dim": _number("augment_dim", arguments["augment_dim"], 0, 1000),
+        "model_channels": _number("model_channels", arguments["model_channels"], 4, 2048),
+        "channel_mult": channel_mult,
+        "num_blocks": _number("num_blocks", arguments["num_blocks"], 1, 32),
+        "attn_resolutions": _numbers("attn_resolutions", arguments["attn_resolutions"], 0, 16, 1024),
+        "dropout": _number("dropout", arguments["dropout"], 0, 1, int, float),
+    }
+
+
 def describe(record: Record) -> dict[str, Any]:
     """The sections `network` and `denoiser` of a published network's description.
 
@@ -402,23 +424,15 @@ def describe(record: Record) -> dict[str, Any]:
     }  # fmt: skip
     if not all(_is(arguments[key], value) for key, value in kind.items()):
         raise FdmError("The network is neither DDPM++ nor NCSN++: it embeds or resamples in another way.")
-    channel_mult = _numbers("channel_mult", arguments["channel_mult"], 1, 8, 32)
-    resolution = _number("img_resolution", arguments["img_resolution"], 2, 1024)
-    if resolution % (1 << len(channel_mult) - 1):
-        raise FdmError(f"The network has img_resolution = {resolution}, which cannot be halved for each channel_mult.")
     return {
-        "network": {
-            "architecture": "ncsnpp" if ncsnpp else "ddpmpp",
-            "resolution": resolution,
-            "channels": _number("in_channels", arguments["in_channels"], 1, 64),
-            "label_dim": _number("label_dim", arguments["label_dim"], 0, 100_000),
-            "augment_dim": _number("augment_dim", arguments["augment_dim"], 0, 1000),
-            "model_channels": _number("model_channels", arguments["model_channels"], 4, 2048),
-            "channel_mult": channel_mult,
-            "num_blocks": _number("num_blocks", arguments["num_blocks"], 1, 32),
-            "attn_resolutions": _numbers("attn_resolutions", arguments["attn_resolutions"], 0, 16, 1024),
-            "dropout": _number("dropout", arguments["dropout"], 0, 1, int, float),
-        },
+        "network": _usual(
+            arguments
+            | {
+                "architecture": "ncsnpp" if ncsnpp else "ddpmpp",
+                "resolution": arguments["img_resolution"],
+                "channels": arguments["in_channels"],
+            }
+        ),
         "denoiser": {
             "framework": framework,
             "kernel": kernel,
@@ -468,3 +482,21 @@ def import_checkpoint(path: Path, target: Path, about: dict[str, Any] | None = N
     denoiser.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
     checkpoints.save(target, denoiser, description)
     write_json(target.with_suffix(".json"), description | {"parameters": sum(p.numel() for p in denoiser.parameters())})
+
+
+def load(path: Path) -> Denoiser:
+    """The denoiser of a .safetensors file that anybody may have made, in evaluation mode.
+
+    Raises FdmError as `checkpoints.load` does, and for a file that describes no network of a usual size, before one is
+    built.
+    """
+    description = checkpoints.describe(path)
+    try:
+        _usual(description["network"])
+        with _Weightless():
+            wanted = checkpoints.build(description).state_dict()
+    except (KeyError, TypeError, ValueError) as error:
+        raise FdmError(f"{path} describes no network of this study.") from error
+    if unlike := _unlike(load_file(path), wanted):
+        raise FdmError(f"{path} does not fit its own description: {unlike}.")
+    return checkpoints.load(path)[0]

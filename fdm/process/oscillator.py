@@ -6,7 +6,6 @@ elementwise and takes NumPy arrays or torch tensors alike.
 
 import numpy as np
 import torch
-from scipy.integrate import solve_ivp
 from scipy.special import lambertw
 
 from fdm.process.schedule import Array, B, exp
@@ -96,6 +95,8 @@ def moments(tau: np.ndarray, damping: float, strength: float | None = None) -> t
     diffusion (Dockhorn et al. 2022, arXiv 2112.07068), where too the noise enters the velocity alone. The moments
     obey the linear equations mu' = A mu and P' = A P + P A^T + diag(0, g^2), which are solved numerically.
     """
+    from scipy.integrate import solve_ivp  # which takes half a second to import
+
     g = 2 * np.sqrt(damping) if strength is None else strength
     A = np.array([[0.0, 1.0], [-1.0, -2 * damping]])
     Q = np.array([[0.0, 0.0], [0.0, g * g]])

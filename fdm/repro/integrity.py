@@ -56,6 +56,11 @@ def checks(profile: Profile, whose: str) -> dict[str, list[str]]:
     return {sentence: _problems(check, profile) for sentence, check in found.items()}
 
 
+def told(found: dict[str, list[str]]) -> str:
+    """What `checks` found, a line each."""
+    return "\n".join(f"- {check}: {'; '.join(problems) or 'yes'}" for check, problems in found.items())
+
+
 def _problems(check: Callable[..., list[str]], *args: Any) -> list[str]:
     """What a check finds, or why it could not be made."""
     try:
@@ -78,7 +83,9 @@ def lock(profile: Profile) -> list[str]:
     file, build = pipeline.file_of(profile), profile.build / "code"
     name = relative(file.with_suffix(".lock"))
     if not (root() / name).is_file():
-        return [f"{name} is missing"]
+        return [
+            f"{name} is missing, so that figures, notebooks, provenance and training logs are compared with nothing"
+        ]
     for stage in pipeline.coded(profile):
         write_text(build / f"{stage}.txt", pipeline.code(profile, stage))
     words = [sys.executable, "-m", "dvc", "status", "--json", relative(file)]

@@ -20,6 +20,7 @@ from fdm.data import archives, datasets, downloads
 from fdm.data.datasets import Dataset
 from fdm.data.sources import SOURCES
 from fdm.files import FdmError, root
+from fdm.metrics import inception
 from fdm.model import checkpoints, cost
 from fdm.model.conditional import ConditionalDenoiser
 from fdm.model.denoiser import Denoiser
@@ -242,8 +243,8 @@ def missing(profile: Profile, need: Network | None) -> list[str]:
                 f"data: {source} has changed since it was prepared; dvc repro -f "
                 f"{Path(profile.params_file).with_name('dvc.yaml')}:prepare reads it again"
             )
-    if profile.evaluation.extractor == "inception-v3-compat" and not downloads.place(downloads.INCEPTION.url).exists():
-        out.append(f"weights: {downloads.missing(downloads.INCEPTION)}, or put it into downloads/")
+    if profile.evaluation.extractor == "inception-v3-compat" and not downloads.place(inception.WEIGHTS.url).exists():
+        out.append(f"weights: {downloads.missing(inception.WEIGHTS)}, or put it into downloads/")
     for run in profile.runs.values():
         if run.checkpoint and not downloads.place(run.checkpoint.url).exists():
             out.append(f"network: {downloads.place(run.checkpoint.url).name} will be downloaded")

@@ -74,9 +74,12 @@ def verify(profile: Profile, revision: str) -> dict[str, Any]:
         folder = Path(temporary).resolve()
         check_out(full, profile, folder)
         if not all((mine.recorded(cell) / "measurements.csv").is_file() for cell in profile.cells):
+            with contextlib.chdir(folder):
+                alone = integrity.told(integrity.checks(profiles.load(profile.params_file), "committed"))
             raise FdmError(
                 f"Nothing has been measured here, or not all, as {relative(profile.here)} is missing or not whole; run "
-                f"make repro{'' if profile.root == '.' else f' PROFILE={profile.profile}'} first."
+                f"make repro{'' if profile.root == '.' else f' PROFILE={profile.profile}'} first. Of what is committed "
+                f"at {full[:12]}, by itself:\n{alone}"
             )
         here, floor = measurements.table(mine), measurements.calibration(mine)
         now = _words(claims.claims(mine)) if mine.conclusions else {}

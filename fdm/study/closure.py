@@ -22,11 +22,12 @@ CLOSURES = {
     "restoration": ["study.restoration"],
 }
 # Modules that choose, check and name but compute nothing: their choices are part of what an experiment is named by. And
-# what some experiments alone are made with, whose names hold those closures besides.
+# what some experiments alone are made with, whose names hold those closures besides; and what reads Inception's
+# weights, whose hash names what is measured with them.
 APART = (
     "samplers", "study.profiles", "study.closure", "study.heads", "training.objectives.hybrid", "model.joint",
     "training.objectives.conditional", "model.conditional", "training.objectives.adversarial",
-    "training.objectives.discrepancy", "model.generator",
+    "training.objectives.discrepancy", "model.generator", "metrics.inception",
 )  # fmt: skip
 
 

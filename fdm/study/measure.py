@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fdm.data.datasets import Dataset, halves, to_float, to_uint8
-from fdm.files import FdmError, digest, replace, root, write_json
+from fdm.files import FdmError, digest, hash_of, replace, root, write_json
 from fdm.metrics import classifier, distances, features, shares
 from fdm.model.denoiser import Denoise
 from fdm.samplers import SAMPLERS
@@ -38,11 +38,12 @@ GRID = 64  # samples that are kept as pictures
 
 def make_reference(profile: Profile, dataset: Dataset, path: Path, device: str = "cpu") -> None:
     """Features of all real images, once for a data set and an extractor, into a safetensors file."""
-    extract, weights = features.extractor(profile.evaluation.extractor, device, root() / "downloads")
+    extract, weights = features.extractor(profile.evaluation.extractor, device)
     batches = tqdm(dataset.images.split(profile.evaluation.batch), desc="reference features", unit="batch")
     tensors = {"features": torch.cat([extract(batch) for batch in batches])}
     description = {"extractor": profile.evaluation.extractor, "weights": weights, "dataset": dataset.sha256}
-    replace(path, lambda part: save_file(tensors, part, {"reference": json.dumps(description)}))
+    kept = description | {"sha256": hash_of(tensors)}
+    replace(path, lambda part: save_file(tensors, part, {"reference": json.dumps(kept)}))
 
 
 def load_reference(profile: Profile, path: Path) -> tuple[Tensor, Tensor, dict[str, str]]:
@@ -56,6 +57,8 @@ def load_reference(profile: Profile, path: Path) -> tuple[Tensor, Tensor, dict[s
         with safe_open(path, "pt") as file:
             description = json.loads((file.metadata() or {})["reference"])
             everything = file.get_tensor("features")
+        if hash_of({"features": everything}) != description.pop("sha256"):
+            raise ValueError("its content is not that of its checksum")
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise FdmError(f"The reference features {path} are damaged ({error}); remove the file and rerun.") from error
     if description["extractor"] != profile.evaluation.extractor:

@@ -408,18 +408,8 @@ def fetch(profile: Profile) -> None:
 # ------------------------------------------------------------------------------------------------------- scoring
 
 
-def require_extractor(profile: Profile) -> None:
-    """Raise FdmError unless the feature network's weights are here, or can be fetched, and are the published ones.
-
-    Asked before anything reads them: torch-fidelity unpickles Inception's, or fetches them without a checksum.
-    """
-    if profile.evaluation.extractor == "inception-v3-compat":
-        downloads.fetch(downloads.INCEPTION.url, downloads.INCEPTION.sha256, downloads.INCEPTION.size)
-
-
 def reference(profile: Profile) -> pd.DataFrame:
     """Compute the features of the real images, and the floor of each metric; returns the floor as it is on record."""
-    require_extractor(profile)
     torch.set_num_threads(profile.threads)
     path, dataset = profile.reference_file, dataset_of(profile)
     measure.make_reference(profile, dataset, path, processes.device())
@@ -444,7 +434,6 @@ class Measured(NamedTuple):
 
 
 def _score(profile: Profile, run: str, advance: Advance) -> Measured:
-    require_extractor(profile)
     dataset, device = dataset_of(profile), processes.device()
     wanted = expected(profile, run, dataset)
     with _as_imported(profile.scores(run), profile.errors(run)):
@@ -570,7 +559,6 @@ def _put_on_record(
 
 
 def _restore(profile: Profile, cell: str, advance: Advance) -> pd.DataFrame:
-    require_extractor(profile)
     dataset, device = dataset_of(profile), processes.device()
     if cell == restoration.ESTIMATE:
         with _as_imported():
@@ -619,7 +607,6 @@ def _require_heads(profile: Profile, run: str) -> None:
 
 
 def _compare(profile: Profile, cell: str, advance: Advance) -> pd.DataFrame:
-    require_extractor(profile)
     dataset, device = dataset_of(profile), processes.device()
     if cell == systems.FLOOR:
         with _as_imported():

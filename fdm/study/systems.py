@@ -17,10 +17,9 @@ from typing import Any, NamedTuple
 import pandas as pd
 import torch
 from torch import Tensor
-from torch_fidelity.metric_kid import kernel_poly
 
 from fdm.data.datasets import Dataset, halves, to_float, to_uint8
-from fdm.files import digest, root, write_json
+from fdm.files import digest, write_json
 from fdm.metrics import classifier, distances, features, learned
 from fdm.model.denoiser import Denoise, Denoiser
 from fdm.process.joint import JOINT
@@ -144,7 +143,7 @@ class Judge:
     """What samples are compared with: real images in three spaces of features, classes, and a classifier of them."""
 
     def __init__(self, profile: Profile, dataset: Dataset, device: str) -> None:
-        self.extract, self.weights = features.extractor(profile.evaluation.extractor, device, root() / "downloads")
+        self.extract, self.weights = features.extractor(profile.evaluation.extractor, device)
         self.learned = learned.Learned(dataset.images, dataset.labels) if dataset.classes > 1 else None
         self.classifier = classifier.Classifier(dataset.images, dataset.labels) if dataset.classes > 1 else None
         self.frechet = features.FRECHET[profile.evaluation.extractor]
@@ -162,6 +161,8 @@ class Judge:
 
     def scores(self, images: Tensor, labels: Tensor | None, quick: bool = False) -> dict[str, float]:
         """Distances of samples, uint8 (N, C, H, W), from the real images; `quick` is what tuning needs alone."""
+        from torch_fidelity.metric_kid import kernel_poly  # which takes seconds to import
+
         out, found = dict[str, float](), self.features(images)
         for space, mine in found.items():
             out[f"FD({space})"] = distances.frechet_distance(mine, self.moments[space])
@@ -178,6 +179,8 @@ class Judge:
 
 def _pairs(found: Tensor) -> float:
     """Mean of KID's kernel over pairs of different images."""
+    from torch_fidelity.metric_kid import kernel_poly
+
     K = kernel_poly(found.double().numpy(), found.double().numpy())
     n = len(K)
     return float((K.sum() - K.trace()) / (n * (n - 1)))

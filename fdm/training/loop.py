@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from dvclive import Live
 from torch import Tensor
 from torch.nn.functional import one_hot
 from tqdm import tqdm
@@ -128,6 +127,9 @@ def train(
     par, home = training.par, home_of(training, work, device)
     known = state.finished(logs, home)
     if known and state.has_snapshots(folder) and (folder / checkpoints.EXPERIMENT).exists():
+        if not known.get("history"):
+            told = f"{logs / state.FINISHED} is damaged"
+            raise FdmError(f"{told}; remove it and {folder}, and rerun: {training.name} is trained again.")
         shutil.rmtree(home, ignore_errors=True)  # which a kill at the very end leaves
         if advance:
             advance(steps(par) * par.batch)
@@ -139,7 +141,11 @@ def train(
             processes.launch(_loop, (training, dataset, home, device, advance), par.processes)
         elif advance:
             advance(steps(par) * par.batch)
-        done = json.loads((home / state.FINISHED).read_text())
+        try:
+            done = json.loads((home / state.FINISHED).read_text())
+        except ValueError as error:
+            told = f"{home / state.FINISHED} is damaged"
+            raise FdmError(f"{told}; remove it and rerun: {training.name} goes on from its last state.") from error
         folder.mkdir(parents=True, exist_ok=True)
         (logs / state.FINISHED).unlink(missing_ok=True)
         labels = [snapshot_name(share) for share in SNAPSHOTS]
@@ -328,6 +334,8 @@ def _taken(
 
 def _log(logs: Path, history: list[dict[str, float]]) -> None:
     """Write the whole history through DVCLive, whose step is the number of training images."""
+    from dvclive import Live  # which takes a while to import
+
     with Live(str(logs), dvcyaml=None, save_dvc_exp=False, report=None) as live:
         for row in history:
             live.step = int(row["images"])
