@@ -1,5 +1,7 @@
 # make repro   regenerate the tables, figures and notebooks of PROFILE (digits)
 # make test    check everything: style, types, tests, the small pipeline, the committed notebooks
+# make test-all   and the tests that take long besides: half an hour
+# make soak   stop the smoke pipeline 200 times in every way: it must end in the same bits; some hours
 # make check-fast   style, types and the quick tests, for the time between two edits: a minute
 # make lab     open JupyterLab on the notebooks
 # make plan    what PROFILE will cost in hours, memory and disk, and what is missing; trains nothing
@@ -27,7 +29,7 @@ export PYTHONPATH := $(CURDIR)
 export PYTHONDONTWRITEBYTECODE :=
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: site help repro test check-fast style lab plan doctor verify accept rounding bench check venv lock clean
+.PHONY: site help repro test test-all soak check-fast style lab plan doctor verify accept rounding bench check venv lock clean
 
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
@@ -78,11 +80,17 @@ style: .venv/ready
 	mypy
 
 check-fast: style
-	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile -m "not slow"
+	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile -m "not slow and not weekly"
 
 test: style
 	@# Two processes, a file each, the longest first as tests/conftest.py has them.
+	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=12 -m "not weekly"
+
+test-all: style
 	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=12
+
+soak: .venv/ready
+	OMP_NUM_THREADS=1 python -m tests.soak
 
 lab: .venv/ready
 	jupyter lab notebooks

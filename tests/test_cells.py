@@ -152,6 +152,7 @@ def test_every_cell_is_put_on_record_and_a_second_call_keeps_all(whole):
     assert after == before
 
 
+@pytest.mark.weekly
 def test_a_study_that_is_killed_has_what_had_ended_on_record_and_goes_on_to_the_same_numbers(whole, other):
     process = other.start("-m", "fdm", "cells", "--params", PARAMS)
     until(lambda: said_of(other.log(process)), process)
@@ -226,6 +227,7 @@ def test_on_a_cluster_that_loses_a_worker_a_study_ends_in_the_same_numbers(whole
     assert not states(other)
 
 
+@pytest.mark.weekly
 def test_a_run_that_fails_on_a_cluster_is_the_sentence_of_its_failure(whole, tmp_path):
     study = Study(tmp_path, whole[0], lr=1e30, lr_ramp_kimg=0)
     try:

@@ -101,8 +101,7 @@ def test_published_networks_are_fetched_imported_and_scored_by_the_same_pipeline
     values = yaml.safe_load((folder / "params.yaml").read_text())
     values["threads"] = 1
     values["dataset"] = {"name": "digits", "resolution": 8, "conditional": True}
-    settings = [{"sampler": "heun", "nfe": [5]}, {"sampler": "heun", "nfe": [5, 11]},
-                {"sampler": "dpm-solver++", "nfe": [5, 11]}, {"sampler": "ddim", "nfe": [5], "eta": 1}]  # fmt: skip
+    settings = [{"sampler": "heun", "nfe": [5]}, {"sampler": "ddim", "nfe": [5], "eta": 1}]
     values["evaluation"] |= {"extractor": "efficientnet-lite0", "reference": "half", "samples": 64, "batch": 32,
                              "settings": settings}  # fmt: skip
     values["cells"] = {"vp-fdm": values["cells"]["vp-fdm"]}
@@ -121,7 +120,7 @@ def test_published_networks_are_fetched_imported_and_scored_by_the_same_pipeline
         rows = measurements.read(results / "measurements.csv")
         assert set(rows["run"]) == {"vp-fdm-0"}
         assert set(rows["kimg"]) == {200_000}
-        assert set(rows["nfe"]) == {5, 11}
+        assert set(rows["nfe"]) == {5}
         assert set(rows["duration"]) == {1}
         assert set(rows[rows["sampler"] == "ddim"]["options"]) == {"eta=1"}
         assert (

@@ -183,6 +183,7 @@ def test_a_measurement_says_all(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.weekly
 def test_a_short_training_of_the_papers_form_finds_the_modes():
     """A quarter of the usual one: 18 modes and a share of 0.30 were measured, of another seed 16 and 0.31."""
     untrained, trained = (

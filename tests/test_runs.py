@@ -128,7 +128,7 @@ def out_of_luck(real, run):
     return call
 
 
-@pytest.mark.parametrize("at_once", [1, 2])
+@pytest.mark.parametrize("at_once", [pytest.param(1, marks=pytest.mark.weekly), 2])
 def test_cells_are_trained_and_scored_with_every_seed_and_go_on_after_a_failure(
     prepared, monkeypatch, computed, at_once
 ):
