@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from fdm.params import SNAPSHOTS
-from fdm.study import errors, evidence, intervals, profiles, published, rules
+from fdm.study import errors, evidence, findings, intervals, profiles, published, rules
 from fdm.study.rules import Estimate
 
 from .conftest import change
@@ -325,3 +325,14 @@ def test_the_verdicts_stand_in_a_table_with_simultaneous_intervals(study):
 
 def test_the_contrasts_hold_together_at_the_level_of_the_study():
     assert 1 - 8 * (1 - evidence.level()) == pytest.approx(0.95)
+
+
+def test_the_largest_rate_that_survives_is_told_where_a_larger_one_was_tried():
+    told = {"a-lr4": [0.10, 0.12, 0.11], "a-lr8": [0.11, 0.11, 5.0], "a-lr16": [9.0, 8.0, 0.1],
+            "b-lr4": [0.2, 0.2, 0.2], "b-lr8": [0.1, 0.1, 0.1], "plain": [0.1, 0.1, 0.1]}  # fmt: skip
+    loss = {(cell, 1.0, seed): value for cell, values in told.items() for seed, value in enumerate(values)}
+    series = pd.Series(loss).rename_axis(["cell", "share", "seed"]).sort_index()
+    table = findings.rates(evidence.Target(profiles.load("params.yaml"), pd.DataFrame(), pd.DataFrame(), "", series))
+    assert list(table["model"]) == ["a", "b"]
+    assert list(table["largest that survives"]) == ["0.008", "at least 0.008"]
+    assert list(table["rate 0.004"]) == [0.11, 0.2]

@@ -300,8 +300,8 @@ def inputs() -> pd.DataFrame:
 def rates(target: Target) -> pd.DataFrame:
     """Weighted error by learning rate, the median over seeds, and the largest rate that a training survives.
 
-    It survives where its error is at most `SURVIVES` times that at its best rate. Of cells named <model>-lr<n>, with a
-    rate of n thousandths.
+    It survives where its error is at most `SURVIVES` times that at its best rate; where none that was tried is too
+    large, that is said. Of cells named <model>-lr<n>, with a rate of n thousandths.
     """
     table: dict[str, dict[float, float]] = {}
     for name in target.loss.index.get_level_values("cell").unique():
@@ -310,9 +310,10 @@ def rates(target: Target) -> pd.DataFrame:
             table.setdefault(model, {})[int(rate) / 1000] = float(target.loss.loc[name, 1.0].median())
     out = []
     for model, errors in table.items():
-        alive = [rate for rate, error in errors.items() if error <= SURVIVES * min(errors.values())]
+        top = max(rate for rate, error in errors.items() if error <= SURVIVES * min(errors.values()))
+        largest = f"{top:g}" if top < max(errors) else f"at least {top:g}"
         columns = {f"rate {rate:g}": error for rate, error in sorted(errors.items())}
-        out.append({"model": model, "largest that survives": f"{max(alive):g}"} | columns)
+        out.append({"model": model, "largest that survives": largest} | columns)
     return pd.DataFrame(out)
 
 
