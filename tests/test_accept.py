@@ -131,7 +131,7 @@ for only in map(str.strip, sys.stdin):
             from fdm.repro import fingerprint
             cells = ["vp-fdm"] + (["edm-baseline", "ve-fdm"] if only == "sampler" else [])
             fingerprint.CELLS = {name: fingerprint.CELLS[name] for name in cells}
-            fingerprint.VARIANTS = {}
+            fingerprint.VARIANTS = {"vp-fdm-gain": fingerprint.VARIANTS["vp-fdm-gain"]}
             fingerprint.SCORED = ("vp-fdm",)
             few = ("heun", "dpm-solver++", "s-pndm", "f-pndm", "ddim")
             fingerprint.SAMPLERS = {name: fingerprint.SAMPLERS[name] for name in few}
