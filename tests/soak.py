@@ -38,7 +38,7 @@ class Soak:
 
     def __init__(self, folder: Path, seed: int) -> None:
         self.study, self.random = Scratch(folder), random.Random(seed)
-        self.log, self.said = folder / "log.txt", Counter[str]()
+        self.log, self.said = folder.parents[1] / "log.txt", Counter[str]()  # beside the disk, which may be full
         assert self.start().wait() == 0, self.log.read_text()[-3000:]
         self.bits = self.study.hashes(provenance=False)
         self.ways = [self.killed, self.asked, self.clock_set_back]
@@ -113,7 +113,7 @@ class Soak:
             self.said["it needed no disk"] += 1
             return self.signal(process, signal.SIGKILL)
         text = self.log.read_text(errors="replace")
-        how = "it ended well" if not failed else "a sentence" if "\nfdm: " in text else "no sentence of ours"
+        how = "it ended well" if not failed else "a sentence" if "fdm: " in text else "no sentence of ours"
         self.said[how] += 1
         if how == "no sentence of ours":
             tqdm.write("\n".join(text.splitlines()[-4:]))
@@ -121,7 +121,9 @@ class Soak:
     def run(self, stops: int) -> Counter[str]:
         """Stop it so often; returns how often in each way. Raises AssertionError for what is lost or other."""
         done, whole = Counter[str](), 0
-        for _ in tqdm(range(stops), unit="stop"):
+        bar = tqdm(range(stops), unit="stop")
+        for _ in bar:
+            bar.set_postfix(done | self.said, whole=whole)
             before, process = self.trained(), self.start()
             way = self.random.choice(self.ways)
             try:

@@ -5,9 +5,10 @@ import types
 
 import numpy as np
 import pytest
+from fontTools import ttLib
 from PIL import Image
 
-from fdm.data import downloads, emoji
+from fdm.data import downloads
 from fdm.data.downloads import ARCHIVES
 from fdm.files import FdmError
 
@@ -29,7 +30,7 @@ def font(study, monkeypatch):
 
         __enter__, __exit__ = lambda self: self, lambda *_: None
 
-    monkeypatch.setattr(emoji, "TTFont", Font)
+    monkeypatch.setattr(ttLib, "TTFont", Font)
     path = place("emoji")
     path.write_bytes(b"a font")
     known = ARCHIVES["emoji"][0]._replace(size=6, sha256=downloads.sha256(path))
@@ -69,7 +70,7 @@ def test_the_font_of_the_package_holds_as_many_pictures_as_are_told():
         pytest.skip("Debian's package fonts-noto-color-emoji is not installed")
     if downloads.sha256(path) != ARCHIVES["emoji"][0].sha256:
         pytest.skip("another version of the package is installed")
-    with emoji.TTFont(path, lazy=True) as opened:
+    with ttLib.TTFont(path, lazy=True) as opened:
         (bitmaps,) = opened["CBDT"].strikeData
         assert len(bitmaps) == 3926
         assert Image.open(io.BytesIO(bitmaps["uni2B50"].imageData)).size == (136, 128)
