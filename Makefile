@@ -1,5 +1,5 @@
 # make repro   regenerate the tables, figures and notebooks of PROFILE (digits)
-# make test    check everything: style, types, tests, the small pipeline, the committed notebooks
+# make test    check style, types, tests, the small pipeline, the committed notebooks
 # make test-all   and the tests that take long besides: half an hour
 # make soak   stop the smoke pipeline 200 times in every way: it must end in the same bits; some hours
 # make check-fast   style, types and the quick tests, for the time between two edits: a minute

@@ -52,7 +52,8 @@ def load(name: str | Path = "edm-fdm-0", profile: str = "digits") -> Denoiser:
     Raises
     ------
     FdmError
-        For a run that has no network, with the names of those that have, and for a damaged file.
+        For a run that has no network, with the names of those that have; for a damaged file; and for one
+        that describes no network of this study.
     """
     from fdm.files import FdmError
     from fdm.model import checkpoints, released

@@ -30,8 +30,7 @@ def code(profile: Profile, args: argparse.Namespace) -> None:
     """Write what the other stages depend on: the source behind each of them."""
     from fdm.repro import pipeline
 
-    for stage in pipeline.coded(profile):
-        write_text(profile.build / "code" / f"{stage}.txt", pipeline.code(profile, stage))
+    pipeline.write_code(profile)
 
 
 def prepare(profile: Profile, args: argparse.Namespace) -> None:

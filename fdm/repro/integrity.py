@@ -20,7 +20,7 @@ from typing import Any
 
 import pandas as pd
 
-from fdm.files import FdmError, json_text, relative, root, write_text
+from fdm.files import FdmError, json_text, relative, root
 from fdm.model import checkpoints
 from fdm.repro import pipeline
 from fdm.study import (
@@ -56,11 +56,6 @@ def checks(profile: Profile, whose: str) -> dict[str, list[str]]:
     return {sentence: _problems(check, profile) for sentence, check in found.items()}
 
 
-def told(found: dict[str, list[str]]) -> str:
-    """What `checks` found, a line each."""
-    return "\n".join(f"- {check}: {'; '.join(problems) or 'yes'}" for check, problems in found.items())
-
-
 def _problems(check: Callable[..., list[str]], *args: Any) -> list[str]:
     """What a check finds, or why it could not be made."""
     try:
@@ -80,14 +75,13 @@ def lock(profile: Profile) -> list[str]:
 
     Writes build/<profile>/code, which DVC compares; all else under build/ is each machine's own, or not there.
     """
-    file, build = pipeline.file_of(profile), profile.build / "code"
+    file = pipeline.file_of(profile)
     name = relative(file.with_suffix(".lock"))
     if not (root() / name).is_file():
         return [
             f"{name} is missing, so that figures, notebooks, provenance and training logs are compared with nothing"
         ]
-    for stage in pipeline.coded(profile):
-        write_text(build / f"{stage}.txt", pipeline.code(profile, stage))
+    pipeline.write_code(profile)
     words = [sys.executable, "-m", "dvc", "status", "--json", relative(file)]
     done = subprocess.run(words, cwd=root(), capture_output=True, text=True)
     if done.returncode:

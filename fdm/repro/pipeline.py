@@ -193,6 +193,12 @@ def coded(profile: Profile) -> list[str]:
     return [*others, *books(profile)]
 
 
+def write_code(profile: Profile) -> None:
+    """Write build/<profile>/code, the source behind each stage, as it is now."""
+    for stage in coded(profile):
+        write_text(profile.build / "code" / f"{stage}.txt", code(profile, stage))
+
+
 def _plots(profile: Profile) -> list[dict[str, Any]]:
     """Curves that dvc plots show draws, one line a model."""
     folder = f"{profile.root}/results/{profile.profile}/plots".removeprefix("./")

@@ -293,6 +293,7 @@ def stages(profile: Profile) -> list[str]:
     if not (profile.build / "code").is_dir():
         return list(pipeline.stages(profile))
     pipeline.write(profile)
+    pipeline.write_code(profile)  # a stage that is newer than what was computed here has none yet
     command = [sys.executable, "-m", "dvc", "repro", "--dry", str(pipeline.file_of(profile))]
     done = subprocess.run(command, cwd=root(), capture_output=True, text=True)
     if done.returncode:

@@ -75,7 +75,8 @@ def verify(profile: Profile, revision: str) -> dict[str, Any]:
         check_out(full, profile, folder)
         if not all((mine.recorded(cell) / "measurements.csv").is_file() for cell in profile.cells):
             with contextlib.chdir(folder):
-                alone = integrity.told(integrity.checks(profiles.load(profile.params_file), "committed"))
+                held = integrity.checks(profiles.load(profile.params_file), "committed")
+            alone = "\n".join(f"- {check}: {'; '.join(problems) or 'yes'}" for check, problems in held.items())
             raise FdmError(
                 f"Nothing has been measured here, or not all, as {relative(profile.here)} is missing or not whole; run "
                 f"make repro{'' if profile.root == '.' else f' PROFILE={profile.profile}'} first. Of what is committed "
