@@ -53,7 +53,7 @@ def test_the_pipeline_regenerates_tables_figures_and_notebooks_and_touches_no_ot
     for name in ("table1", "table2", "table3", "samplers"):
         assert {p.suffix for p in (results / "tables").glob(f"{name}.*")} == {".csv", ".md", ".tex"}
     assert {p.suffix for p in (results / "standings").glob("ratios.*")} == {".csv", ".md", ".tex"}
-    figures = {"01_kernel": ["kernel_scale"], "07_systems": ["standing", "scalars", "surface"],
+    figures = {"07_systems": ["standing", "scalars", "surface"],
                "04_tables": ["quality_by_duration", "quality_by_nfe", "loss", "samples", "trajectories"]}  # fmt: skip
     for book, names in figures.items():
         assert set(names) <= measurements.read_json(results / "figures" / book / "figures.json").keys()
@@ -61,7 +61,7 @@ def test_the_pipeline_regenerates_tables_figures_and_notebooks_and_touches_no_ot
             assert (results / "figures" / book / f"{name}.svg").stat().st_size > 1000
             assert (results / "figures" / book / f"{name}.png").stat().st_size > 1000
     published = {path.stem for path in (results / "notebooks").glob("*.ipynb")}
-    assert published == set(pipeline.books(profile)) >= {"01_kernel", "02_train", "03_evaluate", "04_tables"}
+    assert published == set(pipeline.books(profile)) >= {"02_train", "03_evaluate", "04_tables"}
     provenance = json.loads((results / "provenance" / "02_train.json").read_text())
     assert provenance["parameters"] == {"params_file": "profiles/smoke/params.yaml"}
     assert len(provenance["revision"]) == 40

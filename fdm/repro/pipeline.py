@@ -33,8 +33,11 @@ HEAD = "# Written by python -m fdm pipeline from the table of stages in fdm/repr
 
 
 def books(profile: Profile) -> list[str]:
-    """The notebooks of a profile, in the order of their stages."""
-    first = ["01_kernel", "06_published_code"] if profile.conclusions == "04_tables" else []
+    """The notebooks of a profile, in the order of their stages.
+
+    The derivation and the published code depend on no profile, and are shown with the default one.
+    """
+    first = ["01_kernel", "06_published_code"] if profile.params_file == "params.yaml" else []
     last = [
         *([profile.conclusions] if profile.conclusions else []),
         *(["07_systems"] if profile.evaluation.systems and profile.evaluation.systems.crossed else []),
