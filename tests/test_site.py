@@ -24,6 +24,8 @@ from PIL import Image
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
 
 import fdm
+from fdm.samplers import GRIDS, SAMPLERS
+from fdm.tasks import generation
 
 from .scratch import ROOT
 
@@ -63,7 +65,7 @@ def site(tmp_path_factory) -> Path:
     import stage
 
     folder = tmp_path_factory.mktemp("site")
-    explorer.write(folder / "drawn" / "explorer", MOST)
+    explorer.write(folder / "drawn" / "explorer", shutil.which("npm") is not None, MOST)
     stage.stage(folder / "source")
     built = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", "-c", ROOT / "docs" / "site"]
     built += ["-D", f"html_extra_path={folder / 'extra'},{folder / 'drawn'}"]
@@ -304,6 +306,50 @@ def test_the_explorer_shows_scores_alone_of_what_is_not_kept(page, address):
     assert page.input_value("#a-kernel") == "baseline" and page.input_value("#seed") == "0"
 
 
+@pytest.fixture(scope="module")
+def live(site) -> None:
+    """The site with what draws in the browser, for two networks."""
+    import live
+
+    if shutil.which("npm") is None:
+        pytest.skip("this machine has no npm")
+    live.runtime(site / "live")
+    for run in ("edm-baseline-0", "edm-fdm-0"):
+        live.export(run, site / "live" / f"{run}.onnx")
+
+
+def sampled(run: str, nfe: int, digit: int | None = None) -> np.ndarray:
+    """24 samples by Heun's method, as they are, of the classes that are drawn with the latents or of one."""
+    denoiser = fdm.load(run)
+    latents, labels = generation.draw_latents(range(24), denoiser.shape, denoiser.classes)
+    told = generation.Told(denoiser, torch.eye(10)[labels if digit is None else torch.full((24,), digit)])
+    with torch.inference_mode():
+        *_, x = SAMPLERS["heun"].sample(
+            told, 80.0 * latents.double(), GRIDS["karras"](0.002, 80.0, True), (nfe + 1) // 2
+        )
+    return x.flatten().numpy()
+
+
+def test_a_browser_draws_what_the_package_samples(page, address, live):
+    def samples(side: str) -> np.ndarray:
+        return np.array(page.evaluate(f"Array.from(document.getElementById('{side}-live').samples)"))
+
+    def drawn(nfe: int) -> None:
+        page.wait_for_function(f"document.getElementById('live-said').textContent.includes(', {nfe} evaluations')")
+
+    page.goto(f"{address}/{EXPLORER}#a={EDM}&b={FDM}")
+    page.click("#live-draw")
+    drawn(25)
+    for side, run in (("a", "edm-baseline-0"), ("b", "edm-fdm-0")):
+        assert np.abs(samples(side) - sampled(run, 25)).max() < 1e-4
+    page.get_by_label("Digit", exact=True).select_option("3")
+    page.locator("#live-nfe").fill("5")
+    drawn(5)
+    assert np.abs(samples("b") - sampled("edm-fdm-0", 5, digit=3)).max() < 1e-4
+    assert np.abs(samples("b") - sampled("edm-fdm-0", 5)).max() > 0.1
+
+
 def test_the_explorer_works_from_a_disk(page, site):
     page.goto((site / EXPLORER).as_uri() + f"#a={EDM}&b={FDM}")
+    assert "Nothing is drawn here" in page.inner_text("#live")
     assert picture(page, "a", -1) != picture(page, "b", -1)

@@ -3,6 +3,7 @@
 The index is a script and no JSON, so that the page works from a disk as well, where a browser fetches nothing.
 """
 
+import base64
 import json
 import math
 import shutil
@@ -82,19 +83,21 @@ def name(sampler: str, options: str) -> str:
     return sampler if options == USUAL else f"{sampler}-{options.replace('=', '')}"
 
 
-def write(folder: Path, most: int = MOST) -> None:
+def write(folder: Path, live: bool, most: int = MOST) -> None:
     """Write, in place of a folder, index.js and sprites of every cell of the default profile.
 
-    There is one for each setting that is scored with at most so many evaluations.
+    There is one for each setting that is scored with at most so many evaluations. `live` tells the page that it can
+    draw others itself.
     """
     profile = profiles.find("digits")
     rows = measurements.table(profile)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    pictured, samplers = dict[str, list[float]](), dict[str, str]()
+    pictured, samplers, ranges = dict[str, list[float]](), dict[str, str](), dict[str, tuple[float, float]]()
     settings = rows[["sampler", "options", "nfe"]].drop_duplicates()
     for cell in profile.cells:
         denoiser = fdm.load(f"{cell}-{min(profile.seeds)}")
+        ranges[cell] = generation.noise_range(denoiser)
         for sampler, options, nfe in settings.itertuples(index=False):
             given = {} if options == USUAL else dict(part.split("=") for part in options.split())
             key, told = name(sampler, options), ", ".join(f"{option} = {value}" for option, value in given.items())
@@ -104,7 +107,7 @@ def write(folder: Path, most: int = MOST) -> None:
             pixels, levels = sprite(denoiser, sampler, nfe, **{option: float(v) for option, v in given.items()})
             Image.fromarray(pixels).save(folder / f"{cell}-{key}-{nfe}.png", optimize=True)
             pictured[f"{cell}-{key}-{nfe}"] = levels
-    _, labels = generation.draw_latents(SEEDS, denoiser.shape, denoiser.classes)
+    latents, labels = generation.draw_latents(SEEDS, denoiser.shape, denoiser.classes)
     floor = measurements.calibration(profile).iloc[0]
     index = {
         "classes": labels.tolist(),
@@ -117,10 +120,13 @@ def write(folder: Path, most: int = MOST) -> None:
         "floor": [float(floor[column]) for column in ("value", "low", "high")],
         "pictured": pictured,
         "scores": scores(rows),
+        # What docs/site/static/live.js draws with, if docs/site/live.py wrote the networks.
+        "live": {"latents": base64.b64encode(latents.numpy().tobytes()).decode(), "range": ranges, "ready": live},
     }
     (folder / "index.js").write_text(f"const INDEX = {json.dumps(index, ensure_ascii=False)};\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    write(Path(sys.argv[1]))
+    drawn = Path(sys.argv[1])
+    write(drawn, (drawn.parent / "live" / "ready").exists())
