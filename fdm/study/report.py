@@ -278,7 +278,7 @@ def of_benchmarks() -> dict[str, str]:
 
     `benchmark cpu-2 small training step` is images a second, with `plain` or another variant behind it how many times
     as fast as that; `benchmark cpu-2 small scoring` scoring as a share of sampling, `benchmark cpu-2 frechet fdm`
-    seconds of a Frechet distance; `benchmark minutes make repro` the times of a command. `benchmark table` with
+    seconds of a Frechet distance; `benchmark minutes make repro` the time of a command. `benchmark table` with
     commands, networks, speeds or parts is a whole table.
     """
     folder = root() / "benchmarks" / "results"
@@ -301,9 +301,7 @@ def of_benchmarks() -> dict[str, str]:
             out[f"{name} frechet {whose}"] = f"{seconds['median']:.1f} s"
     commands = folder / "commands.csv"
     timed = measurements.read(commands) if commands.is_file() else pd.DataFrame(columns=["command", "minutes"])
-    for command, rows in timed.groupby("command", sort=False):
-        ends = sorted({rows["minutes"].min(), rows["minutes"].max()})
-        out[f"minutes {command}"] = " to ".join(f"{minutes:g}" for minutes in ends)
+    out |= {f"minutes {row.command}": f"{row.minutes:g}" for row in timed.itertuples()}
     out |= {f"table {name}": text for name, text in _tables(out, timed).items()}
     return {BENCHMARK + name: value for name, value in out.items()}
 
@@ -336,10 +334,7 @@ def _tables(found: Mapping[str, str], timed: pd.DataFrame) -> dict[str, str]:
         | {variant: found[f"{one} {shape} {what} plain {variant}"] for variant in variants}
         for shape in shapes for what in TIMED if f"{one} {shape} {what} plain layout" in found
     ]  # fmt: skip
-    commands = [
-        {"command": f"`{row.command}`", "minutes": f"{row.minutes:g}", "on": str(row.machine)}
-        for row in timed.itertuples()
-    ]
+    commands = [{"command": f"`{row.command}`", "minutes": f"{row.minutes:g}"} for row in timed.itertuples()]
     return {"commands": table(commands), "networks": table(networks), "speeds": table(speeds), "parts": table(parts)}
 
 
