@@ -96,14 +96,12 @@ lab: .venv/ready
 	jupyter lab notebooks
 
 # What draws in the explorer's reader's browser; without npm it is left out, with a sentence.
-build/site/drawn/live/ready: docs/site/live.py docs/site/package-lock.json \
+build/site/drawn/live/ready: docs/site/live.py docs/site/explorer.py docs/site/package-lock.json \
 		$(wildcard results/digits/networks/*.safetensors fdm/*.py fdm/*/*.py) | .venv/ready
 	@python docs/site/live.py $(@D)
 
 # The samples that the explorer shows: a minute of one core.
-build/site/drawn/explorer/index.js: build/site/drawn/live/ready docs/site/explorer.py \
-		$(wildcard results/digits/networks/*.safetensors) results/digits/measurements.csv \
-		$(wildcard fdm/*.py fdm/*/*.py) | .venv/ready
+build/site/drawn/explorer/index.js: build/site/drawn/live/ready docs/site/explorer.py results/digits/measurements.csv
 	@python docs/site/explorer.py $(@D)
 
 site: .venv/ready build/site/drawn/explorer/index.js

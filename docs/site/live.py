@@ -3,6 +3,7 @@
 The runtime is onnxruntime-web, which npm installs by docs/site/package-lock.json.
 """
 
+import itertools
 import logging
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import patch
 
+import explorer
 import onnx
 import torch
 from torch import Tensor
@@ -21,8 +23,8 @@ from torch.nn import functional
 import fdm
 from fdm.model.denoiser import Denoiser
 from fdm.study import profiles
+from fdm.tasks import generation
 
-BATCH = 24  # samples, as many as the explorer's latents
 RUNTIME = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 
 
@@ -36,11 +38,14 @@ def _pool(pool: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def export(run: str, path: Path) -> None:
-    """Write a run's D(x; sigma) as ONNX: x (BATCH, C, H, W), sigma () and one-hot labels (BATCH, classes), float32."""
+    """Write a run's D(x; sigma) as ONNX: x (N, C, H, W), sigma () and one-hot labels (N, classes), float32.
+
+    N is the number of the explorer's latents.
+    """
     denoiser = fdm.load(run)
     assert isinstance(denoiser, Denoiser)
-    labels = torch.eye(denoiser.classes)[torch.arange(BATCH) % denoiser.classes]
-    given = (torch.randn(BATCH, *denoiser.shape), torch.tensor(1.0), labels)
+    latents, labels = generation.draw_latents(explorer.SEEDS, denoiser.shape, denoiser.classes)
+    given = (latents, torch.tensor(1.0), torch.eye(denoiser.classes)[labels])
     with warnings.catch_warnings(), patch.object(functional, "avg_pool2d", _pool(functional.avg_pool2d)):
         warnings.simplefilter("ignore")  # of the exporter's own parts
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -48,15 +53,8 @@ def export(run: str, path: Path) -> None:
             denoiser, given, dynamo=True, input_names=["x", "sigma", "labels"], output_names=["D"], verbose=False
         )
     assert program is not None
-    model = program.model_proto
-    for each in [
-        model,
-        model.graph,
-        *model.graph.node,
-        *model.graph.input,
-        *model.graph.output,
-        *model.graph.value_info,
-    ]:
+    model, graph = program.model_proto, program.model_proto.graph
+    for each in itertools.chain([model, graph], graph.node, graph.input, graph.output, graph.value_info):
         each.ClearField("metadata_props")  # where each line of the source stood: half of the file
     path.parent.mkdir(parents=True, exist_ok=True)
     onnx.save(model, path)

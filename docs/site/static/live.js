@@ -6,14 +6,14 @@
 const LIVE = INDEX.live;
 const LATENTS = new Float32Array(Uint8Array.from(atob(LIVE.latents), (letter) => letter.charCodeAt(0)).buffer);
 const COUNT = INDEX.classes.length;
-const [SIDE, ROW] = [8, 6]; // pixels of a picture, pictures in a row
+const [SIDE, ROW, DIGITS, RHO] = [8, 6, 10, 7]; // pixels of a picture, pictures in a row, classes, Karras' exponent
 const networks = new Map();
 let runtime, drawing = 0;
 
 // Karras' noise levels (EDM, arXiv 2206.00364, eq. 5): `steps` of them, from the highest to the lowest, and then 0.
 function levels([low, high], steps) {
-  const [from, to] = [high ** (1 / 7), low ** (1 / 7)];
-  return [...Array(steps).keys()].map((i) => (from + (i / Math.max(steps - 1, 1)) * (to - from)) ** 7).concat(0);
+  const [from, to] = [high ** (1 / RHO), low ** (1 / RHO)];
+  return [...Array(steps).keys()].map((i) => (from + (i / Math.max(steps - 1, 1)) * (to - from)) ** RHO).concat(0);
 }
 
 // Algorithm 2 of the same paper, without churn. Yields D(x; sigma) with each step, and the sample in the end.
@@ -46,7 +46,7 @@ async function network(name) {
     const { D } = await session.run({
       x: new ort.Tensor("float32", Float32Array.from(x), [COUNT, 1, SIDE, SIDE]),
       sigma: new ort.Tensor("float32", [sigma], []),
-      labels: new ort.Tensor("float32", labels, [COUNT, 10]),
+      labels: new ort.Tensor("float32", labels, [COUNT, DIGITS]),
     });
     return Float64Array.from(D.data);
   };
@@ -69,8 +69,8 @@ function show(canvas, x) {
 async function draw() {
   const mine = ++drawing, state = read(), nfe = Number(document.getElementById("live-nfe").value);
   const digit = document.getElementById("live-class").value, said = document.getElementById("live-said");
-  const labels = new Float32Array(COUNT * 10);
-  INDEX.classes.forEach((own, i) => (labels[i * 10 + Number(digit === "" ? own : digit)] = 1));
+  const labels = new Float32Array(COUNT * DIGITS);
+  INDEX.classes.forEach((own, i) => (labels[i * DIGITS + Number(digit === "" ? own : digit)] = 1));
   const seconds = [];
   said.textContent = "Loading.";
   try {
@@ -99,7 +99,7 @@ function stand() {
     return place.replaceChildren(element("p", {}, `Nothing is drawn here: ${why}.`));
   }
   const digits = element("select", { id: "live-class" }, element("option", { value: "" }, "as above"));
-  digits.append(...[...Array(10).keys()].map((digit) => element("option", { value: digit }, String(digit))));
+  digits.append(...[...Array(DIGITS).keys()].map((digit) => element("option", { value: digit }, String(digit))));
   const nfe = element("input", { id: "live-nfe", type: "range", min: 1, max: 79, step: 2, value: PRIMARY.nfe });
   const number = element("output", { for: "live-nfe" }, nfe.value);
   const button = element("button", { type: "button", id: "live-draw" }, "Draw");
