@@ -74,7 +74,7 @@ def test_the_published_networks_have_the_published_sizes_and_the_whole_bill():
     [
         ("digits", "code kernel published prepare reference train evaluate tables publish"),
         ("exact", "code prepare reference train evaluate evidence publish"),
-        ("published-checkpoints", "code kernel published prepare reference fetch evaluate tables publish"),
+        ("published-checkpoints", "code prepare reference fetch evaluate tables publish"),
     ],
 )
 def test_where_nothing_was_computed_all_stages_are_to_run(study, name, stages):
@@ -89,8 +89,6 @@ def test_a_plan_tells_the_cost_and_leaves_everything_as_it_was(smoke, monkeypatc
     text = capsys.readouterr().out
     stages = [
         "code",
-        "kernel",
-        "published",
         "prepare",
         "reference",
         "train",
