@@ -7,11 +7,13 @@ import csv
 import functools
 import http.server
 import json
+import multiprocessing
 import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -314,8 +316,10 @@ def live(site) -> None:
     if shutil.which("npm") is None:
         pytest.skip("this machine has no npm")
     live.runtime(site / "live")
-    for run in ("edm-baseline-0", "edm-fdm-0"):
-        live.export(run, site / "live" / f"{run}.onnx")
+    # After the exporter the next backward pass starts threads, and no process that is forked then can train.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        for run in ("edm-baseline-0", "edm-fdm-0"):
+            pool.submit(live.export, run, site / "live" / f"{run}.onnx").result()
 
 
 def sampled(run: str, nfe: int, digit: int | None = None) -> np.ndarray:
