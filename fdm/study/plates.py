@@ -63,6 +63,8 @@ def answer(levels: pd.DataFrame, inputs: pd.DataFrame, nfe: int) -> Figure:
     training and sampler spend their time.
     """
     frameworks = list(FRAMEWORKS)
+    targets = levels["target"].unique() if len(levels) else []
+    lines = {target: LINES[number % 4] for number, target in enumerate(targets)}  # the same in every panel
     figure, axes = plt.subplots(
         3, len(frameworks), figsize=(11, 8.2), sharex=True, sharey="row", height_ratios=[3, 1.7, 1],
         layout="constrained",
@@ -72,21 +74,21 @@ def answer(levels: pd.DataFrame, inputs: pd.DataFrame, nfe: int) -> Figure:
         colour = COLOUR[framework]
         _ratios(top)
         mine = select(levels, framework=framework.upper())
-        for number, (target, both) in enumerate(mine.groupby("target", sort=False) if len(mine) else ()):
+        for target, both in mine.groupby("target", sort=False) if len(mine) else ():
             alone, published = (select(both, change=change) for change in ("c_in", "c_in and warm-up"))
             part = alone if len(alone) else published  # with the warm-up, where the scaling alone was not measured
-            if len(alone):
+            if len(alone) and len(published):
                 top.plot(published["sigma"], published["ratio"].clip(LEAST, MOST), color="black", lw=0.8,
-                         label=f"{target}, with the warm-up")  # fmt: skip
-            what = "input scaling alone" if len(alone) else "with the warm-up"
+                         ls=lines[target], label=f"{target}, scaling and warm-up")  # fmt: skip
+            what = "input scaling" if len(alone) else "scaling and warm-up"
             top.fill_between(part["sigma"], part["low"].clip(LEAST, MOST), part["high"].clip(LEAST, MOST), color=colour,
                              alpha=0.2, lw=0)  # fmt: skip
-            top.plot(part["sigma"], part["ratio"], color=colour, ls=LINES[number % 4], lw=2, label=f"{target}, {what}")
+            top.plot(part["sigma"], part["ratio"], color=colour, ls=lines[target], lw=2, label=f"{target}, {what}")
             above = part[part["ratio"] > MOST]
             _arrows(top, above["sigma"], MOST, colour)
         top.set_title(f"{label(framework, 'fdm')} over {label(framework, 'baseline')}", loc="left", fontsize=11)
         if len(top.lines) > 1:
-            top.legend(loc="upper left", fontsize=8)
+            top.legend(loc="upper left", fontsize=8, frameon=True, framealpha=0.6, edgecolor="none")
         for kernel in ("baseline", "fdm"):
             part = select(inputs, framework=framework, kernel=kernel)
             look = style(framework, kernel) | {"marker": ""}
