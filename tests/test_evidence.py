@@ -250,7 +250,7 @@ def test_a_saving_has_the_verdict_that_the_effects_imply(study, name, claim, met
     for estimate, truth in zip((mine.baseline, mine.estimate, mine.full), at, strict=True):
         low, high = estimate.interval(0.9999)
         assert low < truth < high
-        assert estimate.seeds == 5
+        assert estimate.seeds == len(profile.runs_of("vp-baseline"))
     for framework in ("VE", "EDM"):
         assert found[claim, framework].verdict == "nothing to save"
     if metric != "error":  # by which the effects are judged
@@ -279,6 +279,9 @@ def test_an_effect_has_the_verdict_that_it_implies(study, name, claim, share, si
     assert mine.verdict == verdict
     low, high = mine.estimate.interval(0.9999)
     assert low < size < high
+    fewest = min(len(profile.runs_of(f"{framework}-baseline")) for framework in of_framework)
+    assert mine.alone.seeds == fewest  # those that all frameworks have
+    assert mine.alone.value == pytest.approx(size, abs=0.02)
 
 
 def test_what_has_not_learnt_is_not_judged(study):

@@ -125,9 +125,11 @@ def effect(claim: str, values: pd.Series, share: float, weights: dict[str, float
         cells = [f"{framework}-{end}" for end in weights]
         logs = matrix(values, [(cell, share) for cell in cells])
         found.append(rules.contrast(logs, np.array([*weights.values()], float)))
-        each_seed.append(np.array([*weights.values()], float) @ logs)
+        seeds = values.sort_index().loc[cells[0], share].index
+        each_seed.append(pd.Series(np.array([*weights.values()], float) @ logs, index=seeds))
     pooled, n = rules.mean(found), len(each_seed)
-    alone = rules.paired(np.array(each_seed), np.full(n, 1 / n))  # frameworks share their seeds
+    shared = pd.concat(each_seed, axis=1, join="inner")  # a framework may have more seeds than another
+    alone = rules.paired(shared.to_numpy().T, np.full(n, 1 / n))
     verdict, other = (rules.judge_effect(each, learnt, level()) for each in (pooled, alone))
     return Judged(claim, "all", pooled, verdict, alone, other)
 
