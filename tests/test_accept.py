@@ -116,6 +116,13 @@ MUTATIONS = {
     "the formula of Frechet": ("metrics/distances.py", "+ C.trace() -", "+ C.trace() * (1 + 1e-9) -", "scoring"),
     "a limit that no configuration reaches": ("metrics/distances.py", "LIMIT = 5000", "LIMIT = 4000", "numbers"),
 }  # fmt: skip
+# One of each kind at every change; a fingerprint takes long, and the others tell the same of other lines.
+QUICK = (
+    "the ceiling of the warm-up",
+    "gradients that are not finite",
+    "a coefficient of a sampler",
+    "the formula of Frechet",
+)
 # A part of the fingerprint a line, each in a process of its own that imports the study's source as it then is. All are
 # forked from one that has imported what takes seconds, and nothing of the study. Few cells, variants and samplers are
 # enough to see these mutations.
@@ -186,7 +193,9 @@ def test_every_closure_has_a_fingerprint():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MUTATIONS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.weekly) for name in MUTATIONS]
+)
 def test_a_mutation_is_caught(name, source, fingerprint, before):
     file, old, new, by = MUTATIONS[name]
     path = source / "fdm" / file

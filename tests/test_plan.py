@@ -29,8 +29,9 @@ def built(profile, name: str, dataset: Dataset) -> Denoiser:
 
 
 @pytest.mark.parametrize("name", ["ve-baseline-0", "edm-fdm-0"])
-def test_a_network_costs_without_being_allocated_what_the_real_one_costs(smoke, digits, name):
-    told, real = plan.network(smoke, name, digits), built(smoke, name, digits)
+def test_a_network_costs_without_being_allocated_what_the_real_one_costs(digits, name):
+    profile = profiles.find("digits")
+    told, real = plan.network(profile, name, digits), built(profile, name, digits)
     assert told.parameters == sum(parameter.numel() for parameter in real.parameters())
     assert told.flops == cost.flops(real)
     kept = {}
@@ -47,8 +48,8 @@ def test_a_network_costs_without_being_allocated_what_the_real_one_costs(smoke, 
     assert told.memory(10) - told.memory(0) == 10 * told.activations
 
 
-def test_flops_are_two_for_each_weight_and_pixel_of_a_convolution(smoke, digits):
-    real = built(smoke, "edm-fdm-0", digits)
+def test_flops_are_two_for_each_weight_and_pixel_of_a_convolution(digits):
+    real = built(profiles.find("digits"), "edm-fdm-0", digits)
     layers = []
     for layer in real.modules():
         if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear)):

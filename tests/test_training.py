@@ -276,18 +276,19 @@ def test_a_training_is_named_by_what_shapes_its_network_and_not_by_the_machine(s
         path.write_text(source)
 
 
-def test_a_training_killed_at_ten_random_moments_ends_in_the_same_bits(quick, digits, tmp_path, whole):
+@pytest.mark.parametrize("moments", [3, pytest.param(10, marks=pytest.mark.weekly)])
+def test_a_training_killed_at_random_moments_ends_in_the_same_bits(quick, digits, tmp_path, whole, moments):
     start = time.monotonic()
     assert not killed(quick, digits, tmp_path / "whole")
     seconds = time.monotonic() - start
     assert hashes(tmp_path / "whole") == hashes(whole)
     deaths = 0
-    for number in range(10):
+    for number in range(moments):
         out, moment = tmp_path / str(number), random.uniform(0, seconds)  # other moments in every run of the tests
         deaths += killed(quick, digits, out, moment)
         assert run(quick, digits, out) == hashes(whole), moment
         assert logged(out) == logged(whole), moment
-    assert deaths >= 5  # the others had ended a moment before
+    assert deaths >= moments // 2  # the others had ended a moment before
 
 
 @pytest.mark.parametrize(
