@@ -116,7 +116,7 @@ MUTATIONS = {
     "the formula of Frechet": ("metrics/distances.py", "+ C.trace() -", "+ C.trace() * (1 + 1e-9) -", "scoring"),
     "a limit that no configuration reaches": ("metrics/distances.py", "LIMIT = 5000", "LIMIT = 4000", "numbers"),
 }  # fmt: skip
-# One of each kind at every change; a fingerprint takes long, and the others tell the same of other lines.
+# One of each kind with every change. A fingerprint takes long, and the others say the same of other lines.
 QUICK = (
     "the ceiling of the warm-up",
     "gradients that are not finite",
