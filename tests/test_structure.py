@@ -1,6 +1,7 @@
 """What must agree between the files of the project: environments, rooms, pipeline, profiles, notebooks, README."""
 
 import ast
+import gc
 import graphlib
 import inspect
 import re
@@ -111,6 +112,25 @@ GRAPH = {
 
 def room(module: str) -> str:
     return module.split(".")[0]
+
+
+def test_what_a_source_imports_is_read_while_collections_let_other_code_parse():
+    """Python before 3.11.8 would raise SystemError, as it counts the depth of both trees in one place."""
+    source, threshold = SOURCE["study.runs"].read_text(), gc.get_threshold()
+    expected = closure.imported(source)
+
+    def parse(phase: str, info: object) -> None:
+        (lambda: (lambda: ast.parse("a + (b - c)"))())()
+
+    gc.callbacks.append(parse)
+    gc.set_threshold(5)
+    try:
+        found = closure.imported(source)
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(parse)
+    assert found == expected
+    assert gc.isenabled()
 
 
 def test_every_module_is_in_a_room_that_is_installed():

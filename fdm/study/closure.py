@@ -3,6 +3,7 @@
 import ast
 import csv
 import functools
+import gc
 import hashlib
 from pathlib import Path
 
@@ -36,10 +37,22 @@ def _file(module: str) -> Path | None:
     return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
 
 
+def _parsed(source: str) -> ast.Module:
+    # Before Python 3.11.8 all that parses in a process counts its depth in one place, and a collection in the midst of
+    # one tree may let other code make another: "AST constructor recursion depth mismatch" (python/cpython#106905).
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return ast.parse(source)
+    finally:
+        if collects:
+            gc.enable()
+
+
 def imported(source: str) -> tuple[str, ...]:
     """Names of modules (without `fdm.`) that a source imports at any place, functions included."""
     found: list[str] = []
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(_parsed(source)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "fdm":
             inner = (node.module or "").removeprefix("fdm").removeprefix(".")
             # What is imported from a module may be a module itself.
