@@ -80,14 +80,14 @@ style: .venv/ready
 	mypy
 
 check-fast: style
-	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile -m "not slow and not weekly"
+	OMP_NUM_THREADS=1 pytest -n 3 --dist loadfile -m "not slow and not weekly"
 
 test: style
-	@# Two processes, a file each, the longest first as tests/conftest.py has them.
-	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=12 -m "not weekly"
+	@# Three processes, a file each, the longest first as tests/conftest.py has them: with two the cores wait.
+	OMP_NUM_THREADS=1 pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=12 -m "not weekly"
 
 test-all: style
-	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=12
+	OMP_NUM_THREADS=1 pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=12
 
 soak: .venv/ready
 	OMP_NUM_THREADS=1 python -m tests.soak

@@ -66,6 +66,7 @@ def test_a_benchmark_of_a_small_network(monkeypatch):
     assert f"{by['evaluation', 'plain']['images_per_second']['median']:,.4g}" in text
 
 
+@pytest.mark.weekly
 def test_peak_memory_is_measured_in_a_process_of_its_own():
     assert 1 < bench.memory("digits", "training step", "cpu", 1) < 2000
 

@@ -75,13 +75,18 @@ def test_the_pipeline_regenerates_tables_figures_and_notebooks_and_touches_no_ot
     assert run("git status --porcelain").split() == ["??", "profiles/smoke/dvc.lock"]  # results/smoke is ignored
 
 
-def test_a_second_run_does_nothing_and_one_without_memory_gives_the_same_bytes(run, profile):
+def test_a_second_run_does_nothing(run, profile):
     before = run.hashes()
     assert run.repro() == []
     assert run.hashes() == before
     assert plan.stages(profile) == []
     (profile.build / "code" / "publish.txt").unlink()  # as where a stage came later than what was computed
     assert plan.stages(profile) == []
+
+
+@pytest.mark.weekly
+def test_a_run_without_memory_gives_the_same_bytes(run, profile):
+    before = run.hashes()
     for kept in ("checkpoints", "logs", "scores", "reference", "here", "systems"):
         shutil.rmtree(profile.build / kept)
     (profile.build / "notebooks" / "03_evaluate.ipynb").unlink()
@@ -113,13 +118,18 @@ def test_a_record_of_another_processor_is_left_as_it_is_and_one_of_another_exper
     assert run.hashes(provenance=False).keys() == before.keys() - {k for k in before if "provenance" in k}
 
 
-def test_a_changed_parameter_of_one_cell_trains_it_and_what_goes_on_from_it_alone(run, profile):
+def test_a_changed_parameter_of_one_cell_is_told_and_makes_its_training_stale(run):
     run.edit("profiles/smoke/params.yaml", "warmup_steps: 20", "warmup_steps: 10")
-    states = {path: path.stat().st_mtime_ns for path in profile.checkpoints("ve-baseline-0").iterdir()}
     stages = run.repro("--dry")
     assert "train" in stages
     assert "reference" not in stages
     assert "warmup_steps" in run("dvc params diff")
+
+
+@pytest.mark.weekly
+def test_a_changed_parameter_of_one_cell_trains_it_and_what_goes_on_from_it_alone(run, profile):
+    run.edit("profiles/smoke/params.yaml", "warmup_steps: 20", "warmup_steps: 10")
+    states = {path: path.stat().st_mtime_ns for path in profile.checkpoints("ve-baseline-0").iterdir()}
     printed = run(f"dvc repro -s {SMOKE}:train")
     assert "training losses: 1 of 3 cells agree" in printed
     assert "written there: edm-fdm, edm-fdm-longer" in printed
@@ -141,14 +151,19 @@ def test_a_change_of_prose_is_published_and_trains_nothing(run):
     [
         ("study/figures", {"standings", "tables"}, {"prepare", "reference", "train", "evaluate", "publish"}),
         ("samplers/heun", {"evaluate", "systems"}, {"prepare", "reference", "train"}),
-        ("samplers/vp_grids", {"systems"}, {"reference", "train", "evaluate"}),
-        ("study/systems", {"systems"}, {"reference", "train", "evaluate"}),
-        ("study/standings", {"standings"}, {"reference", "train", "evaluate", "systems", "tables"}),
         ("study/unused", set(), {"prepare", "reference", "train", "evaluate", "tables", "publish"}),
-        ("metrics/distances", {"reference", "evaluate"}, {"prepare", "train"}),
         ("training/objectives/denoising", {"train"}, {"prepare", "reference", "evaluate"}),
-        ("model/unet", {"train", "reference", "evaluate"}, {"prepare"}),
-        ("data/sources", {"prepare"}, set()),
+        *(
+            pytest.param(*each, marks=pytest.mark.weekly)
+            for each in (
+                ("samplers/vp_grids", {"systems"}, {"reference", "train", "evaluate"}),
+                ("study/systems", {"systems"}, {"reference", "train", "evaluate"}),
+                ("study/standings", {"standings"}, {"reference", "train", "evaluate", "systems", "tables"}),
+                ("metrics/distances", {"reference", "evaluate"}, {"prepare", "train"}),
+                ("model/unet", {"train", "reference", "evaluate"}, {"prepare"}),
+                ("data/sources", {"prepare"}, set()),
+            )
+        ),
     ],
 )
 def test_a_change_of_code_makes_stale_what_runs_it_and_nothing_else(run, profile, module, stale, current):

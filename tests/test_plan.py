@@ -1,6 +1,7 @@
 """What a profile costs and lacks, told before anything is spent, and the machine's health."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -218,11 +219,15 @@ def test_the_lock_of_a_killed_dvc_and_a_waiting_training_are_found(lock, study):
 
 
 def test_the_doctor_says_what_every_profile_can_do_and_fails_where_the_default_cannot(lock, study, capsys):
+    looked_at = ("smoke", "fashion-cpu", "paper-ffhq", "published-checkpoints")
+    for folder in (study / "profiles").iterdir():
+        if folder.name not in looked_at:
+            shutil.rmtree(folder)
     path = study / "profiles" / "smoke" / "params.yaml"
     path.write_text(path.read_text().replace("batch: 64", "batch: many"))
     assert main(["doctor"]) == 1  # this copy is no git checkout
     text = capsys.readouterr().out
-    for name in ("digits", "fashion", "fashion-cpu", "paper-ffhq", "published-checkpoints"):
+    for name in ("digits", *looked_at[1:]):
         assert re.search(rf"^  {name} +(ready|not here)", text, re.MULTILINE)
     assert re.search(r"smoke +broken\n +- profiles/smoke/params.yaml: training.batch: 'many' is not allowed", text)
     assert re.search(r"^  digits +ready$", text, re.MULTILINE)

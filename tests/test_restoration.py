@@ -585,6 +585,7 @@ def small(study):
     )  # fmt: skip
 
 
+@pytest.mark.weekly
 @pytest.mark.slow
 def test_restorations_are_put_on_record_cell_by_cell_unless_they_agree(study, monkeypatch, capsys):
     profile = small(study)

@@ -334,6 +334,7 @@ def sampled(run: str, nfe: int, digit: int | None = None) -> np.ndarray:
     return x.flatten().numpy()
 
 
+@pytest.mark.weekly
 def test_a_browser_draws_what_the_package_samples(page, address, live):
     def samples(side: str) -> np.ndarray:
         return np.array(page.evaluate(f"Array.from(document.getElementById('{side}-live').samples)"))

@@ -200,11 +200,8 @@ def test_reports_and_figures_are_the_same_bytes_each_time(profile, tmp_path):
     rows, floor = measurements.table(profile), measurements.calibration(profile).iloc[0]
     six, kept, every = measurements.models(profile), show.pictures(profile), sorted(set(rows["options"]))
     drawn = {
-        "duration": lambda: figures.quality_by_duration(measurements.primary(profile, rows, cell=six), floor),
         "nfe": lambda: figures.quality_by_nfe(measurements.standard(profile, rows, options=every, cell=six), floor),
-        "loss": lambda: figures.loss_curves(measurements.losses(profile)),
         "samples": lambda: figures.sample_grids({model: part["grid"] for model, part in kept.items()}),
-        "paths": lambda: figures.trajectories({model: part["trajectory"] for model, part in kept.items()}),
     }
     for (name, draw), again in itertools.product(drawn.items(), "ab"):
         figures.save(draw(), tmp_path / again, name, [f"of {name}"])

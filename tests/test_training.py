@@ -276,19 +276,19 @@ def test_a_training_is_named_by_what_shapes_its_network_and_not_by_the_machine(s
         path.write_text(source)
 
 
-@pytest.mark.parametrize("moments", [3, pytest.param(10, marks=pytest.mark.weekly)])
-def test_a_training_killed_at_random_moments_ends_in_the_same_bits(quick, digits, tmp_path, whole, moments):
+@pytest.mark.weekly
+def test_a_training_killed_at_ten_random_moments_ends_in_the_same_bits(quick, digits, tmp_path, whole):
     start = time.monotonic()
     assert not killed(quick, digits, tmp_path / "whole")
     seconds = time.monotonic() - start
     assert hashes(tmp_path / "whole") == hashes(whole)
     deaths = 0
-    for number in range(moments):
+    for number in range(10):
         out, moment = tmp_path / str(number), random.uniform(0, seconds)  # other moments in every run of the tests
         deaths += killed(quick, digits, out, moment)
         assert run(quick, digits, out) == hashes(whole), moment
         assert logged(out) == logged(whole), moment
-    assert deaths >= moments // 2  # the others had ended a moment before
+    assert deaths >= 5  # the others had ended a moment before
 
 
 @pytest.mark.parametrize(
@@ -428,7 +428,12 @@ def losses_of(profile, dataset, out: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    "how", [{"processes": 2}, {"accumulation": 4}, {"processes": 2, "accumulation": 2}], ids=["2", "4 parts", "2x2"]
+    "how",
+    [
+        pytest.param({"processes": 2}, marks=pytest.mark.weekly, id="2"),
+        pytest.param({"accumulation": 4}, marks=pytest.mark.weekly, id="4 parts"),
+        pytest.param({"processes": 2, "accumulation": 2}, id="2x2"),
+    ],
 )
 def test_processes_and_parts_of_a_batch_give_the_losses_of_one(plain, digits, tmp_path, how):
     alone = losses_of(plain, digits, tmp_path / "alone")
@@ -494,6 +499,7 @@ def test_machines_that_see_different_states_are_refused(plain, digits, tmp_path,
         run(profile, digits, tmp_path)
 
 
+@pytest.mark.weekly
 def test_accelerate_launch_trains_what_the_pipeline_then_takes(plain, digits, tmp_path):
     profile = change(Path(plain.params_file), training={"processes": 2, "budget_kimg": 0.768})
     sources.prepare(DIGITS, profile.build / "dataset.safetensors")

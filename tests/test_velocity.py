@@ -109,6 +109,7 @@ def headed(smoke):
     return profile, dataset
 
 
+@pytest.mark.weekly
 @pytest.mark.slow
 def test_heads_are_trained_once_compared_with_the_exact_moments_and_sampled_with(headed, one_judge, monkeypatch):
     profile, dataset = headed
