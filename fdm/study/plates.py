@@ -88,7 +88,7 @@ def answer(levels: pd.DataFrame, inputs: pd.DataFrame, nfe: int) -> Figure:
             _arrows(top, above["sigma"], MOST, colour)
         top.set_title(f"{label(framework, 'fdm')} over {label(framework, 'baseline')}", loc="left", fontsize=11)
         if len(top.lines) > 1:
-            top.legend(loc="upper left", fontsize=8, frameon=True, framealpha=0.6, edgecolor="none")
+            top.legend(loc="upper left", fontsize=7, handlelength=1.5, frameon=True, framealpha=0.6, edgecolor="none")
         for kernel in ("baseline", "fdm"):
             part = select(inputs, framework=framework, kernel=kernel)
             look = style(framework, kernel) | {"marker": ""}
