@@ -47,9 +47,10 @@ class Scratch:
         assert not check or done.returncode == 0, done.stdout[-4000:]
         return done.stdout
 
-    def repro(self, *options: str) -> list[str]:
-        """Run the smoke pipeline; returns the stages that ran."""
-        return re.findall(r"Running stage '(?:.*:)?(.*)'", self(" ".join(["dvc repro", *options, SMOKE])))
+    def repro(self, *options: str, to: str | None = None) -> list[str]:
+        """Run the smoke pipeline, `to` a stage or to its end; returns the stages that ran."""
+        target = f"{SMOKE}:{to}" if to else SMOKE
+        return re.findall(r"Running stage '(?:.*:)?(.*)'", self(" ".join(["dvc repro", *options, target])))
 
     def hashes(self, provenance: bool = True) -> dict[str, str]:
         """Hash of every result and of the lock; without provenance nothing that tells of times."""

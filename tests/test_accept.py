@@ -117,8 +117,7 @@ MUTATIONS = {
     "the formula of Frechet": ("metrics/distances.py", "+ C.trace() -", "+ C.trace() * (1 + 1e-9) -", "scoring"),
     "a limit that no configuration reaches": ("metrics/distances.py", "LIMIT = 5000", "LIMIT = 4000", "numbers"),
 }  # fmt: skip
-# One by its bits and one by its number with every change. Fingerprints of training and scoring take long.
-QUICK = ("gradients that are not finite", "a coefficient of a sampler")
+QUICK = ("gradients that are not finite",)  # fingerprints take long
 # A part of the fingerprint a line, each in a process of its own that imports the study's source as it then is. All are
 # forked from one that has imported what takes seconds, and nothing of the study. Few cells, variants and samplers are
 # enough to see these mutations.

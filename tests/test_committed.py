@@ -49,9 +49,9 @@ def test_the_committed_files_belong_together(name, monkeypatch):
 @pytest.mark.parametrize(
     ("arithmetic", "name"),
     [
-        ("as it is", "digits/notebooks/06_published_code"),
         ("without AVX, two threads", "digits/notebooks/04_tables"),
         pytest.param("as it is", "digits/notebooks/01_kernel", marks=pytest.mark.weekly),
+        pytest.param("as it is", "digits/notebooks/06_published_code", marks=pytest.mark.weekly),
         pytest.param("without AVX, two threads", "exact/notebooks/05_evidence", marks=pytest.mark.weekly),
     ],
 )

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import time
+from pathlib import Path
 
 import nbformat
 import psutil
@@ -24,44 +25,61 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def smoked(scratch: Scratch) -> tuple[Scratch, list[str]]:
-    """The scratch copy after the smoke pipeline, and the stages that ran: once for all tests, which may run alone."""
-    stages = scratch.repro()
+    """The scratch copy after the smoke pipeline to its tables, and what ran: once for all, which may run alone."""
+    stages = scratch.repro(to="tables")
+    scratch.keep()
+    return scratch, stages
+
+
+@pytest.fixture(scope="module")
+def ended(smoked):
+    """The same after the whole pipeline, whose comparison of systems takes as long as all before it."""
+    scratch, stages = smoked
+    stages = stages + scratch.repro()
     scratch.keep()
     return scratch, stages
 
 
 @pytest.fixture
 def run(smoked):
-    """The same, which each test leaves as it found it."""
+    """The scratch copy, which each test leaves as it found it."""
     scratch, _ = smoked
     yield scratch
     scratch.restore()
 
 
 @pytest.fixture
-def profile(run, monkeypatch):
+def whole(ended):
+    """The same after the whole pipeline."""
+    scratch, _ = ended
+    yield scratch
+    scratch.restore()
+
+
+@pytest.fixture
+def profile(scratch, monkeypatch):
     """The smoke profile in the scratch copy, where the test then is."""
-    monkeypatch.chdir(run.path)
+    monkeypatch.chdir(scratch.path)
     return profiles.find("smoke")
 
 
-def test_the_pipeline_regenerates_tables_figures_and_notebooks_and_touches_no_other_profile(run, smoked, profile):
+def drawn(book: Path, names: set[str]) -> None:
+    """Assert that a notebook has drawn figures of these names."""
+    assert names <= measurements.read_json(book / "figures.json").keys()
+    for name in names:
+        assert (book / f"{name}.svg").stat().st_size > 1000
+        assert (book / f"{name}.png").stat().st_size > 1000
+
+
+def test_the_pipeline_regenerates_tables_and_figures_and_touches_no_other_profile(run, smoked, profile):
     ran = smoked[1]
-    assert set(ran) == pipeline.stages(profile).keys() >= {"prepare", "train", "evaluate", "tables", "publish"}
+    assert set(ran) == {"code", "prepare", "reference", "train", "evaluate", "tables"} < pipeline.stages(profile).keys()
     assert len(ran) == len(set(ran))
     results = run.path / RESULTS
     for name in ("table1", "table2", "table3", "samplers"):
         assert {p.suffix for p in (results / "tables").glob(f"{name}.*")} == {".csv", ".md", ".tex"}
-    assert {p.suffix for p in (results / "standings").glob("ratios.*")} == {".csv", ".md", ".tex"}
-    figures = {"07_systems": ["standing", "scalars", "surface"],
-               "04_tables": ["quality_by_duration", "quality_by_nfe", "loss", "samples", "trajectories"]}  # fmt: skip
-    for book, names in figures.items():
-        assert set(names) <= measurements.read_json(results / "figures" / book / "figures.json").keys()
-        for name in names:
-            assert (results / "figures" / book / f"{name}.svg").stat().st_size > 1000
-            assert (results / "figures" / book / f"{name}.png").stat().st_size > 1000
-    published = {path.stem for path in (results / "notebooks").glob("*.ipynb")}
-    assert published == set(pipeline.books(profile)) >= {"02_train", "03_evaluate", "04_tables"}
+    names = {"quality_by_duration", "quality_by_nfe", "loss", "samples", "trajectories"}
+    drawn(results / "figures" / "04_tables", names)
     provenance = json.loads((results / "provenance" / "02_train.json").read_text())
     assert provenance["parameters"] == {"params_file": "profiles/smoke/params.yaml"}
     assert len(provenance["revision"]) == 40
@@ -75,25 +93,43 @@ def test_the_pipeline_regenerates_tables_figures_and_notebooks_and_touches_no_ot
     assert run("git status --porcelain").split() == ["??", "profiles/smoke/dvc.lock"]  # results/smoke is ignored
 
 
+@pytest.mark.weekly
+def test_the_pipeline_compares_systems_and_publishes_every_notebook(whole, ended, profile):
+    ran = ended[1]
+    assert set(ran) == pipeline.stages(profile).keys()
+    results = whole.path / RESULTS
+    assert {p.suffix for p in (results / "standings").glob("ratios.*")} == {".csv", ".md", ".tex"}
+    drawn(results / "figures" / "07_systems", {"standing", "scalars", "surface"})
+    published = {path.stem for path in (results / "notebooks").glob("*.ipynb")}
+    assert published == set(pipeline.books(profile)) >= {"02_train", "03_evaluate", "04_tables"}
+
+
 def test_a_second_run_does_nothing(run, profile):
     before = run.hashes()
-    assert run.repro() == []
+    assert run.repro(to="tables") == []
     assert run.hashes() == before
+
+
+@pytest.mark.weekly
+def test_a_second_run_of_everything_does_nothing(whole, profile):
+    before = whole.hashes()
+    assert whole.repro() == []
+    assert whole.hashes() == before
     assert plan.stages(profile) == []
     (profile.build / "code" / "publish.txt").unlink()  # as where a stage came later than what was computed
     assert plan.stages(profile) == []
 
 
 @pytest.mark.weekly
-def test_a_run_without_memory_gives_the_same_bytes(run, profile):
-    before = run.hashes()
+def test_a_run_without_memory_gives_the_same_bytes(whole, profile):
+    before = whole.hashes()
     for kept in ("checkpoints", "logs", "scores", "reference", "here", "systems"):
         shutil.rmtree(profile.build / kept)
     (profile.build / "notebooks" / "03_evaluate.ipynb").unlink()
-    ran = set(run.repro())
+    ran = set(whole.repro())
     assert {"reference", "train", "evaluate"} <= ran
     assert not {"prepare", "tables", "publish"} & ran  # what follows from them has not changed
-    assert run.hashes() == before
+    assert whole.hashes() == before
     for name in profile.trained:
         assert len(list(profile.checkpoints(name).glob("*.safetensors"))) == len(SNAPSHOTS)
 
@@ -120,7 +156,7 @@ def test_a_record_of_another_processor_is_left_as_it_is_and_one_of_another_exper
 
 def test_a_changed_parameter_of_one_cell_is_told_and_makes_its_training_stale(run):
     run.edit("profiles/smoke/params.yaml", "warmup_steps: 20", "warmup_steps: 10")
-    stages = run.repro("--dry")
+    stages = run.repro("--dry", to="tables")
     assert "train" in stages
     assert "reference" not in stages
     assert "warmup_steps" in run("dvc params diff")
@@ -136,12 +172,18 @@ def test_a_changed_parameter_of_one_cell_trains_it_and_what_goes_on_from_it_alon
     assert {path: path.stat().st_mtime_ns for path in states} == states
 
 
-def test_a_change_of_prose_is_published_and_trains_nothing(run):
+def test_a_change_of_prose_trains_nothing(run):
     run.edit("notebooks/02_train.ipynb", "did it go well?", "did it go at all well?")
-    ran = set(run.repro())
+    assert not {"prepare", "reference", "train", "evaluate", "tables"} & set(run.repro(to="tables"))
+
+
+@pytest.mark.weekly
+def test_a_change_of_prose_is_published_and_nothing_else_is_made(whole):
+    whole.edit("notebooks/02_train.ipynb", "did it go well?", "did it go at all well?")
+    ran = set(whole.repro())
     assert "publish" in ran
-    assert not {"prepare", "reference", "train", "evaluate", "tables"} & ran
-    published = (run.path / RESULTS / "notebooks" / "02_train.ipynb").read_text()
+    assert not {"prepare", "reference", "train", "evaluate", "systems", "standings", "tables"} & ran
+    published = (whole.path / RESULTS / "notebooks" / "02_train.ipynb").read_text()
     assert "did it go at all well?" in published
     assert "image/png" in published
 
@@ -149,53 +191,66 @@ def test_a_change_of_prose_is_published_and_trains_nothing(run):
 @pytest.mark.parametrize(
     ("module", "stale", "current"),
     [
-        ("study/figures", {"standings", "tables"}, {"prepare", "reference", "train", "evaluate", "publish"}),
-        ("samplers/heun", {"evaluate", "systems"}, {"prepare", "reference", "train"}),
-        ("study/unused", set(), {"prepare", "reference", "train", "evaluate", "tables", "publish"}),
+        ("samplers/heun", {"evaluate"}, {"prepare", "reference", "train"}),
+        ("study/unused", set(), {"prepare", "reference", "train", "evaluate", "tables"}),
         ("training/objectives/denoising", {"train"}, {"prepare", "reference", "evaluate"}),
-        *(
-            pytest.param(*each, marks=pytest.mark.weekly)
-            for each in (
-                ("samplers/vp_grids", {"systems"}, {"reference", "train", "evaluate"}),
-                ("study/systems", {"systems"}, {"reference", "train", "evaluate"}),
-                ("study/standings", {"standings"}, {"reference", "train", "evaluate", "systems", "tables"}),
-                ("metrics/distances", {"reference", "evaluate"}, {"prepare", "train"}),
-                ("model/unet", {"train", "reference", "evaluate"}, {"prepare"}),
-                ("data/sources", {"prepare"}, set()),
-            )
-        ),
     ],
 )
 def test_a_change_of_code_makes_stale_what_runs_it_and_nothing_else(run, profile, module, stale, current):
+    changed(run, profile, module, stale, current, to="tables")
+
+
+@pytest.mark.weekly
+@pytest.mark.parametrize(
+    ("module", "stale", "current"),
+    [
+        ("study/figures", {"standings", "tables"}, {"prepare", "reference", "train", "evaluate", "publish"}),
+        ("study/unused", set(), {"prepare", "reference", "train", "evaluate", "systems", "tables", "publish"}),
+        ("samplers/heun", {"evaluate", "systems"}, {"prepare", "reference", "train"}),
+        ("samplers/vp_grids", {"systems"}, {"reference", "train", "evaluate"}),
+        ("study/systems", {"systems"}, {"reference", "train", "evaluate"}),
+        ("study/standings", {"standings"}, {"reference", "train", "evaluate", "systems", "tables"}),
+        ("metrics/distances", {"reference", "evaluate"}, {"prepare", "train"}),
+        ("model/unet", {"train", "reference", "evaluate"}, {"prepare"}),
+        ("data/sources", {"prepare"}, set()),
+    ],
+)
+def test_a_change_of_code_makes_stale_what_runs_it_in_the_whole_pipeline(whole, profile, module, stale, current):
+    changed(whole, profile, module, stale, current)
+
+
+def changed(run, profile, module, stale, current, to=None):
     path = run.path / "fdm" / f"{module}.py"
     path.write_text((path.read_text() if path.exists() else "") + "# a comment\n")
     assert main(["code", "--params", profile.params_file]) == 0  # what the stage `code` runs, without starting it
-    ran = set(run.repro("--dry"))
+    ran = set(run.repro("--dry", to=to))
     assert stale <= ran
     assert not current & ran
 
 
 @pytest.mark.weekly
-def test_a_lost_run_is_made_again_with_the_same_numbers(run, profile):
-    before = run.hashes()
+def test_a_lost_run_is_made_again_with_the_same_numbers(whole, profile):
+    before = whole.hashes()
     shutil.rmtree(profile.checkpoints("edm-fdm-0"))
-    ran = set(run.repro())
+    ran = set(whole.repro())
     assert "train" in ran
     assert not {"prepare", "reference", "evaluate", "tables", "publish"} & ran
     assert (profile.checkpoints("edm-fdm-0") / "100.safetensors").exists()
-    assert run.hashes() == before
+    assert whole.hashes() == before
 
 
 @pytest.mark.weekly
-def test_a_killed_stage_loses_nothing_and_goes_on(run, profile):
-    before = run.hashes(provenance=False)  # which tells of the last change: there and back is two
-    run.edit("profiles/smoke/params.yaml", "budget_kimg: 2", "budget_kimg: 5")
+def test_a_killed_stage_loses_nothing_and_goes_on(whole, profile):
+    before = whole.hashes(provenance=False)  # which tells of the last change: there and back is two
+    whole.edit("profiles/smoke/params.yaml", "budget_kimg: 2", "budget_kimg: 5")
     path = profile.recorded("edm-fdm") / "measurements.csv"
     measured = path.read_bytes()
     command = ["dvc", "repro", "-s", f"{SMOKE}:train"]
-    process = subprocess.Popen(command, cwd=run.path, env=run.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, cwd=whole.path, env=whole.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     for _ in range(3000):
-        if list((run.path / "work").glob("*/state-*.pt")):
+        if list((whole.path / "work").glob("*/state-*.pt")):
             break
         time.sleep(0.1)
     children = psutil.Process(process.pid).children(recursive=True)
@@ -203,12 +258,12 @@ def test_a_killed_stage_loses_nothing_and_goes_on(run, profile):
         victim.kill()
     process.wait()
     assert path.read_bytes() == measured
-    run(" ".join(command))
+    whole(" ".join(command))
     told = [measurements.read_json(profile.logs(name) / "finished.json") for name in profile.trained]
     assert max(each["resumed_kimg"] for each in told) > 0
-    run.edit("profiles/smoke/params.yaml", "budget_kimg: 5", "budget_kimg: 2")
-    run.repro()
-    assert run.hashes(provenance=False) == before
+    whole.edit("profiles/smoke/params.yaml", "budget_kimg: 5", "budget_kimg: 2")
+    whole.repro()
+    assert whole.hashes(provenance=False) == before
 
 
 def test_dvc_shows_something_worth_reading(run):
@@ -231,9 +286,9 @@ def test_bad_parameters_stop_the_pipeline_before_anything_runs(run):
 
 
 @pytest.mark.weekly
-def test_the_training_and_evaluation_notebooks_run_at_smoke_scale(run):
-    folder = run.path / RESULTS / "notebooks"
-    assert "passed" in run.nbval("--nbval-lax", [folder / f"{n}.ipynb" for n in ("02_train", "03_evaluate")])
+def test_the_training_and_evaluation_notebooks_run_at_smoke_scale(whole):
+    folder = whole.path / RESULTS / "notebooks"
+    assert "passed" in whole.nbval("--nbval-lax", [folder / f"{n}.ipynb" for n in ("02_train", "03_evaluate")])
 
 
 # -------------------------------------------------------------------------- executing, normalising and publishing

@@ -31,7 +31,7 @@ from fdm.tasks import generation
 
 from .scratch import ROOT
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.weekly]  # building it takes a minute
 
 FRONT = 2**20  # bytes that the front page may load
 MOST = 11  # evaluations that are pictured here: those of make site take a minute
@@ -334,7 +334,6 @@ def sampled(run: str, nfe: int, digit: int | None = None) -> np.ndarray:
     return x.flatten().numpy()
 
 
-@pytest.mark.weekly
 def test_a_browser_draws_what_the_package_samples(page, address, live):
     def samples(side: str) -> np.ndarray:
         return np.array(page.evaluate(f"Array.from(document.getElementById('{side}-live').samples)"))

@@ -32,8 +32,8 @@ APART = (
 )  # fmt: skip
 
 
-def _file(module: str) -> Path | None:
-    path = root() / "fdm" / module.replace(".", "/")
+def _file(package: Path, module: str) -> Path | None:
+    path = package / module.replace(".", "/")
     return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
 
 
@@ -72,12 +72,15 @@ def modules(*names: str, apart: tuple[str, ...] = APART) -> dict[str, Path]:
 
     Modules that stand `apart` are left out, but where they are named themselves.
     """
-    out: dict[str, Path] = {}
-    todo = [*names]
+    package, out = root() / "fdm", dict[str, Path]()
+    todo, seen = [*names], {*apart} - {*names}
     while todo:
         name = todo.pop()
-        path = _file(name)
-        if path is not None and name not in out and (name not in apart or name in names):
+        if name in seen:  # as most are, which many import
+            continue
+        seen.add(name)
+        path = _file(package, name)
+        if path is not None:
             out[name] = path
             todo += _imports(path)
     return dict(sorted(out.items()))

@@ -175,10 +175,9 @@ def shift(cost: np.ndarray, base: np.ndarray, other: np.ndarray) -> float:
 
 def shifts(values: pd.Series, base: str, fdm: str) -> tuple[Estimate | None, int]:
     """The mean shift over seeds as a contrast by Student's t, and for how many seeds it was refused."""
-    each = []
-    for seed in sorted({*values.loc[base].index.get_level_values("seed")}):
-        curves = [values.loc[cell].xs(seed, level="seed").sort_index() for cell in (base, fdm)]
-        each.append(shift(curves[0].index.to_numpy(float), *(np.log(curve.to_numpy()) for curve in curves)))
+    curves = [np.log(values.loc[cell].unstack("duration").sort_index(axis=1)) for cell in (base, fdm)]
+    cost = curves[0].columns.to_numpy(float)
+    each = [shift(cost, *(curve.loc[seed].to_numpy() for curve in curves)) for seed in curves[0].index]
     known = np.array(each)[~np.isnan(each)]
     refused = len(each) - len(known)
     if refused or len(known) < 2:

@@ -125,7 +125,7 @@ def cells(target: Target) -> pd.DataFrame:
     return named.assign(seeds=seeds).reset_index()
 
 
-def shifts(target: Target) -> pd.DataFrame:
+def shifts(target: Target, levels: bool = True) -> pd.DataFrame:
     """Training images with which FDM reaches the baseline's end, over the baseline's: weighted, and by noise level.
 
     `refused` counts the seeds for which FDM does not get there within one doubling more; then there is no ratio.
@@ -135,7 +135,7 @@ def shifts(target: Target) -> pd.DataFrame:
         names = f"{framework}-baseline", f"{framework}-fdm-warmup"
         curves: dict[Any, pd.Series] = {"weighted": target.loss}
         rows = select(target.errors, quantity=target.quantity, images="held out", cell=[*names])
-        for sigma, part in rows.groupby("sigma"):
+        for sigma, part in rows.groupby("sigma") if levels else ():
             curves[sigma] = part.set_index(["cell", "duration", "seed"])["value"]
         for what, values in curves.items():
             if not set(names) <= {*values.index.get_level_values("cell")}:
@@ -148,8 +148,7 @@ def shifts(target: Target) -> pd.DataFrame:
 
 def shifts_weighted(target: Target) -> pd.DataFrame:
     """`shifts` of the weighted error alone."""
-    table = shifts(target)
-    return table[table["level"] == "weighted"] if len(table) else table
+    return shifts(target, levels=False)
 
 
 def why(target: Target) -> pd.DataFrame:
