@@ -251,5 +251,7 @@ def test_an_address_without_a_scheduler_is_one_sentence(address, monkeypatch):
         pass
     sentence = str(raised.value)
     assert sentence.startswith(f"There is no Dask scheduler at {address} (")
-    assert sentence.endswith("; start one with dask scheduler, and workers in the project's folder with dask worker.")
+    assert sentence.endswith(
+        "; start one with dask scheduler, and workers in the project's folder with python -m dask worker."
+    )
     assert "\n" not in sentence

@@ -368,5 +368,33 @@ def test_what_words_say_of_the_results_is_so_in_the_tables():
     for framework in ("EDM", "VP", "VE"):
         assert why.loc[f"{framework} with FDM's c_in", "low"] > 1, "the input scaling does it"
     assert why.loc["VP-FDM, told the radius", "high"] < 0.8, "told how long x is"
+    at_top = measurements.select(levels, framework="VE").set_index("sigma").loc[80.0]
+    assert at_top["low"] < 1 < at_top["high"], "for VE the interval at the top contains 1"
+    vp = measurements.select(levels, framework="VP").set_index("sigma")["ratio"]
+    assert vp.idxmax() == 80 and edm["ratio"].idxmax() < 80, "VP's error goes on rising to the top"
+    halves = measurements.read(folder / "halves.csv").set_index(["target", "framework", "metric", "compared"])["ratio"]
+    for framework in ("EDM", "VP"):
+        cost = halves["fashion-16", framework, "weighted error", "baseline, half / end"]
+        assert cost < math.exp(rules.QUALITY), "by itself it would be nothing to save"
+    judged = measurements.read(folder / "verdicts.csv").set_index(["claim", "framework", "target"])
+    assert judged.loc[("C3", "VP", "fashion-16"), "verdict, by seed"] == "does not hold", "with the same verdict"
+    ahead = judged.loc[("C4", "EDM", "fashion-16")]
+    assert ahead["ratio"] < ahead["baseline at the reduced cost"], "ahead of its baseline at 9 evaluations"
+    flow = measurements.read(folder / "solver.csv")
+    flow = measurements.select(flow, framework="VE", quantity="flow error", sampler="heun", nfe=9, target="exact")
+    assert (flow["high"] < 1).all() and len(flow) == 1, "and so is VE's flow error"
+    accuracy = measurements.select(measurements.read(folder / "distances.csv"), cell="vp-baseline", duration=1.0,
+                                   sigma_max=80.0, target="fashion-16")["accuracy"].iloc[0]  # fmt: skip
+    gate = float(report.of_gates(profiles.load(ROOT / "profiles" / "exact" / "params.yaml"))["gate fashion-16"])
+    assert gate <= accuracy < gate * 1.05, "VP's baseline passes by little"
+    effects = measurements.select(measurements.read(folder / "effects.csv"), target="exact", question="c_in",
+                                  metric="weighted").set_index(["framework", "training"])["ratio"]  # fmt: skip
+    assert effects["EDM", 0.0625] > effects["EDM", 1.0], "the gap closes for EDM"
+    assert effects["VP", 0.0625] < effects["VP", 1.0], "and widens for VP"
+    high = why["ratio, high"]
+    least = why.loc["EDM with FDM's c_in, of size 1 on average", "ratio, high"]
+    assert high["EDM with c_in = 1"] > 2 * high["EDM with FDM's c_in"], "the input stays smaller"
+    assert least > 0.9 * high["EDM with FDM's c_in"], "hardly better there"
+    assert set(published.savings()["FDM at the end"] < 1) == {True}, "better in all pairs"
     one, fdm = (why.loc[f"EDM with {kind}", "ratio"] for kind in ("c_in = 1", "FDM's c_in"))
     assert abs(np.log(one / fdm)) < 0.01, "c_in = 1 does what FDM does"

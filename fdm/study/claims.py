@@ -65,5 +65,6 @@ def claims(profile: Profile) -> dict[str, Any]:
     if profile.conclusions == "05_evidence":
         for row in evidence.verdicts(profile).to_dict("records"):
             numbers = {key: value for key, value in row.items() if isinstance(value, float | int) and value == value}
-            out.append(_claim(row["claim"], f"{row['framework']}, {row['target']}", row["verdict"], numbers))
+            subject = f"{row['framework']}, {row['target']}"
+            out.append(_claim(row["claim"], subject, row["verdict"], {"metric": row["metric"]} | numbers))
     return {"profile": profile.profile, "rules": "fdm/study/rules.py and evidence.py", "claims": out}

@@ -98,6 +98,7 @@ class Judged(NamedTuple):
     alone_verdict: str  # and the verdict that follows from such estimates
     baseline: Estimate | None = None  # the baseline at the reduced cost, where it is about that
     full: Estimate | None = None  # FDM at the full cost
+    metric: str = ""
 
 
 def level() -> float:
@@ -211,25 +212,29 @@ def judge(target: Target) -> list[Judged]:
     """The primary contrasts of a target that are on record, with their verdicts."""
     profile, rows = target.profile, target.scores
     sampler, nfe = profile.evaluation.primary
+    loss = f"weighted {'error' if target.quantity == 'error' else 'excess error'}"
     if target.quantity == "excess":
         ends = select(target.errors, quantity="flow error", sampler=sampler)
         quality, ends = target.loss, ends.set_index(["cell", "nfe", "seed"])["value"]
+        metrics = {"C3": loss, "C4": "flow error"}
     else:
         metric = f"{measurements.frechet(rows)}, n to infinity"
         drawn = select(rows, metric=metric, sampler=sampler, sigma_max=USUAL_TOP)
         quality = select(drawn, nfe=nfe).set_index(["cell", "duration", "seed"])["value"]
         ends = select(drawn, duration=1.0).set_index(["cell", "nfe", "seed"])["value"]
+        metrics = dict.fromkeys(("C3", "C4"), metric)
     out = []
     for framework in FRAMEWORKS:
         pair = f"{framework}-baseline", f"{framework}-fdm-warmup"
         for claim, values, reduced, whole in (("C3", quality, HALF, 1.0), ("C4", ends, *THIRD)):
             with contextlib.suppress(KeyError):  # what has not been measured has no verdict
                 gate = learnt(profile, rows, quality, framework)
-                out.append(saving(claim, framework, values, *pair, reduced, whole, gate))
+                found = saving(claim, framework, values, *pair, reduced, whole, gate)
+                out.append(found._replace(metric=metrics[claim]))
     for claim, share, weights in (("C5", EARLY, WARMUP), ("kernel", 1.0, KERNEL)):
         with contextlib.suppress(KeyError):
             gate = all(learnt(profile, rows, quality, framework) for framework in FRAMEWORKS)
-            out.append(effect(claim, target.loss, share, weights, gate))
+            out.append(effect(claim, target.loss, share, weights, gate)._replace(metric=loss))
     return out
 
 
@@ -244,7 +249,8 @@ def table(judged: list[Judged]) -> pd.DataFrame:
         both = dict(zip(("low, by seed", "high, by seed"), map(math.exp, each.alone.interval(level())), strict=True))
         undecided = each.verdict == "inconclusive"
         rows.append({
-            "claim": each.claim, "framework": each.framework, "ratio": math.exp(each.estimate.value),
+            "claim": each.claim, "framework": each.framework, "metric": each.metric, "seeds": each.alone.seeds,
+            "ratio": math.exp(each.estimate.value),
             "low": math.exp(low), "high": math.exp(high), "p": p,
             "baseline at the reduced cost": math.exp(each.baseline.value) if each.baseline else math.nan,
             "FDM at the full cost": math.exp(each.full.value) if each.full else math.nan,

@@ -25,7 +25,7 @@ HIGH = 5.0  # noise levels from here up are called high
 CHANGES = [
     ("EDM with c_in = 1", "edm-baseline-one", "edm-baseline"),
     ("EDM with FDM's c_in", "edm-fdm", "edm-baseline"),
-    ("EDM with FDM's c_in at the size of EDM's", "edm-fdm-rescaled", "edm-baseline"),
+    ("EDM with FDM's c_in, of size 1 on average", "edm-fdm-rescaled", "edm-baseline"),
     ("VP with c_in = 1", "vp-baseline-one", "vp-baseline"),
     ("VP with FDM's c_in", "vp-fdm", "vp-baseline"),
     ("VE with FDM's c_in", "ve-fdm", "ve-baseline"),
@@ -141,7 +141,8 @@ def shifts(target: Target, levels: bool = True) -> pd.DataFrame:
             if not set(names) <= {*values.index.get_level_values("cell")}:
                 continue
             estimate, refused = evidence.shifts(values, *names)
-            row = {"framework": framework.upper(), "level": what, "refused": refused}
+            seeds = values.loc[names[0]].index.get_level_values("seed").nunique()
+            row = {"framework": framework.upper(), "level": what, "refused": refused, "seeds": seeds}
             out.append(row | (told(estimate) if estimate else {}))
     return pd.DataFrame(out)
 

@@ -88,7 +88,8 @@ def answer(levels: pd.DataFrame, inputs: pd.DataFrame, nfe: int) -> Figure:
             _arrows(top, above["sigma"], MOST, colour)
         top.set_title(f"{label(framework, 'fdm')} over {label(framework, 'baseline')}", loc="left", fontsize=11)
         if len(top.lines) > 1:
-            top.legend(loc="upper left", fontsize=7, handlelength=1.5, frameon=True, framealpha=0.6, edgecolor="none")
+            free = "lower right" if framework == "vp" else "upper left"  # VP-FDM's error rises out of the panel
+            top.legend(loc=free, fontsize=7, handlelength=1.5)
         for kernel in ("baseline", "fdm"):
             part = select(inputs, framework=framework, kernel=kernel)
             look = style(framework, kernel) | {"marker": ""}
@@ -238,8 +239,12 @@ def costs(table: pd.DataFrame) -> Figure:
             x = part["level"].astype(float)
             ratio = part["ratio"] if "ratio" in part else pd.Series(np.nan, index=part.index)
             if ratio.notna().any():
-                ax.plot(x, ratio, color=COLOUR[framework], ls=LINES[number % 4], label=target)
-            _arrows(ax, x[ratio.isna() | (ratio > 3)], 3, COLOUR[framework])
+                ax.plot(x, ratio, color=COLOUR[framework], ls=LINES[number % 4], marker="os^D"[number % 4], ms=3,
+                        label=target)  # fmt: skip
+            _arrows(ax, x[(part["refused"] == part["seeds"]) | (ratio > 3)], 3, COLOUR[framework])
+            for sigma, row in part[(part["refused"] > 0) & (part["refused"] < part["seeds"])].set_index(x).iterrows():
+                ax.text(sigma, 3 * 0.9 ** (number + 1), f"{row['refused']:.0f}/{row['seeds']:.0f}", fontsize=6,
+                        ha="center", va="top", color=COLOUR[framework])  # fmt: skip
         ax.set(xscale="log", xlabel="noise level σ", title=framework.upper(), xlim=(0.02, 80))
         if ax.get_legend_handles_labels()[0]:
             ax.legend(fontsize=8)

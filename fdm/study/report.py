@@ -94,7 +94,7 @@ def numbers(profile: Profile) -> dict[str, str]:
             raise FdmError(f"{path} is damaged ({error!r}); run dvc repro to make it again.") from error
     if evidence_of:
         there = evidence.recorded(profile)
-        out |= {"recorded": str(sum(there)), "all cells": str(len(there))}
+        out |= {"recorded": str(sum(there)), "all cells": str(len(there))} | of_gates(profile)
     if evidence_of and not all(there):
         out[UNFINISHED] = "some cells are not on record yet"
     verdicts = profile.results / "claims.json"
@@ -138,6 +138,16 @@ def parameters(profile: Profile) -> dict[str, str]:
         out |= {"training.epochs": f"{images / n:.0f}"} if (n := trained_on(profile.dataset.name)) else {}
         told = [measurements.read_json(path) for path in (profile.results / "provenance").glob("*.json")]
         out["training.hours"] = f"{sum(each.get('training_seconds', 0) for each in told) / 3600:.1f}"
+    return out
+
+
+def of_gates(profile: Profile) -> dict[str, str]:
+    """`gate fashion-16` is the accuracy from which a baseline counts as having learnt, of each target that has it."""
+    out = {}
+    for each in (profile, *map(profiles.find, profile.beside)):
+        if (each.results / "calibration.csv").is_file():
+            for real in measurements.select(measurements.calibration(each), metric="accuracy")["value"]:
+                out[f"gate {each.profile}"] = f"{evidence.LEARNT * real:.3f}"
     return out
 
 
@@ -232,9 +242,10 @@ def of_published_tables() -> dict[str, str]:
     `published share table1[vp,CIFAR-10]` is the share of the baseline's cost at which FDM has the baseline's last
     quality; lowest and highest are those that are known exactly. `published half` counts the pairs in which FDM at half
     of the training is no worse than its baseline at the end, `published third` does so for evaluations; `published
-    within` counts those within the tolerance, and `published nothing to save` those whose baseline is. `published
-    steps by ratio` and `by difference` count the pairs in which going to the fewest evaluations costs FDM less, and
-    `published equal` the rows in which VP and VP-FDM are equal.
+    within` counts those within the tolerance, and `published nothing to save` those whose baseline is; `published
+    better` counts those in which FDM is better at the end, with as much training. `published steps by ratio` and `by
+    difference` count the pairs in which going to the fewest evaluations costs FDM less, and `published equal` the rows
+    in which VP and VP-FDM are equal.
     """
     out, counts = dict[str, str](), dict[str, Iterable[bool]]()
     for number, cost in ((1, "duration_mimg"), (2, "nfe"), (3, "nfe")):
@@ -258,6 +269,7 @@ def of_published_tables() -> dict[str, str]:
     counts["equal"] = (vp["fdm"] == vp["baseline"]).stack()
     half = published.savings()
     counts["within"] = half["FDM at half"] < math.exp(rules.QUALITY)
+    counts["better"] = half["FDM at the end"] < 1
     counts["nothing to save"] = half["verdict"] == "nothing to save"
     counts["hold, stricter"] = half["verdict with half the tolerance"] == "holds"
     counts["nothing to save, stricter"] = half["verdict with half the tolerance"] == "nothing to save"

@@ -197,7 +197,7 @@ def _cluster(scheduler: str) -> Iterator[Executor]:
     except (OSError, ValueError) as error:
         raise FdmError(
             f"There is no Dask scheduler at {scheduler} ({str(error).splitlines()[0]}); start one with dask scheduler, "
-            "and workers in the project's folder with dask worker."
+            "and workers in the project's folder with python -m dask worker."
         ) from error
     with client:
         yield client.get_executor()

@@ -158,7 +158,8 @@ def deciding_numbers(claim: dict[str, Any]) -> str:
             f"falls without changing sign: {'yes' if falls else 'no'}; decays fastest in the end at a damping ratio of "
             f"{fastest:g}; stays below 1 % first at {first:g} (from time {least:.1f}; critical {critical:.1f})"
         )
-    text = report.interval(numbers["ratio"], numbers["low"], numbers["high"])
+    text = f"{numbers['metric']} of {numbers['seeds']} seeds: "
+    text += report.interval(numbers["ratio"], numbers["low"], numbers["high"])
     if "baseline at the reduced cost" in numbers:
         text += f"; baseline there {numbers['baseline at the reduced cost']:.2f}"
         text += f", FDM at full cost {numbers['FDM at the full cost']:.2f}"
