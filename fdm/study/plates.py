@@ -89,7 +89,7 @@ def answer(levels: pd.DataFrame, inputs: pd.DataFrame, nfe: int) -> Figure:
         top.set_title(f"{label(framework, 'fdm')} over {label(framework, 'baseline')}", loc="left", fontsize=11)
         if len(top.lines) > 1:
             free = "lower right" if framework == "vp" else "upper left"  # VP-FDM's error rises out of the panel
-            top.legend(loc=free, fontsize=7, handlelength=1.5)
+            top.legend(loc=free, fontsize=7, handlelength=1.5, labelspacing=0.2, borderaxespad=0.2)
         for kernel in ("baseline", "fdm"):
             part = select(inputs, framework=framework, kernel=kernel)
             look = style(framework, kernel) | {"marker": ""}
@@ -242,12 +242,12 @@ def costs(table: pd.DataFrame) -> Figure:
                 ax.plot(x, ratio, color=COLOUR[framework], ls=LINES[number % 4], marker="os^D"[number % 4], ms=3,
                         label=target)  # fmt: skip
             _arrows(ax, x[(part["refused"] == part["seeds"]) | (ratio > 3)], 3, COLOUR[framework])
-            for sigma, row in part[(part["refused"] > 0) & (part["refused"] < part["seeds"])].set_index(x).iterrows():
-                ax.text(sigma, 3 * 0.9 ** (number + 1), f"{row['refused']:.0f}/{row['seeds']:.0f}", fontsize=6,
-                        ha="center", va="top", color=COLOUR[framework])  # fmt: skip
+            for _, row in part[(part["refused"] > 0) & (part["refused"] < part["seeds"])].iterrows():
+                ax.text(float(row["level"]), 3 * 0.87**number * 0.96, f"{row['refused']}/{row['seeds']}", fontsize=6,
+                        rotation=90, ha="center", va="top", color=COLOUR[framework])  # fmt: skip
         ax.set(xscale="log", xlabel="noise level σ", title=framework.upper(), xlim=(0.02, 80))
         if ax.get_legend_handles_labels()[0]:
-            ax.legend(fontsize=8)
+            ax.legend(fontsize=8, loc="lower right")
     axes[0].set_ylabel("images of FDM / of the baseline")
     axes[0].annotate("the claim: half", (0.02, 0.5), xytext=(3, 3), textcoords="offset points", fontsize=8)
     return figure
