@@ -325,7 +325,7 @@ def test_what_the_notebook_says_is_so_in_the_tables():
     folder = ROOT / "results" / "few-steps" / "few-steps"
     told = {
         name: measurements.read(folder / f"{name}.csv")
-        for name in ("gains", "spaces", "kernels", "failures", "elsewhere")
+        for name in ("gains", "spaces", "kernels", "failures", "elsewhere", "over", "along")
     }
     gains = told["gains"].set_index(["kernel", "method", "nfe", "over"])
     start = gains.xs("DDIM, as it was", level="over")
@@ -337,12 +337,28 @@ def test_what_the_notebook_says_is_so_in_the_tables():
     assert len(mmd) == 4
     assert (mmd[["KID(EfficientNet-Lite0)", "KID(classifier)"]] < 0.6).all(axis=None)
     assert (mmd["KID(pixels)"] > 1).all()
+    mine = measurements.select(told["over"], method="MMD-DDM", over="DDIM, as it was")
+    reaches = mine.set_index(["quantity", "kernel", "nfe"])["high"] > 1
+    assert reaches["KID(EfficientNet-Lite0)", "fdm"].all() and not reaches["KID(EfficientNet-Lite0)", "baseline"].any()
+    minimised = reaches["KID(classifier)"]
+    assert [key for key, contains in minimised.items() if not contains] == [("baseline", 5)]
     second = gains.xs("DPM-Solver++ (2M)", level="over")
-    assert (second.xs("MMD-DDM", level="method")["ratio"] > 0.95).all()
+    fine = second.xs("MMD-DDM", level="method")
+    assert fine.loc["baseline", "ratio"].between(0.95, 1.2).all(), "about as far"
+    assert (fine.loc["fdm", "high"] / fine.loc["fdm", "low"] > 10).all(), "too wide to say"
     generators = second.drop(["trained on", "MMD-DDM"], level="method")
     assert len(generators) == 5 and (generators["low"] > 1).all()
     elsewhere = told["elsewhere"].set_index("trained for")
-    assert (elsewhere.loc[5, "15"] > 1).all()
+    assert (elsewhere.loc[5, "15"] > 1).all() and (elsewhere.loc[5, ["2", "4", "5", "8"]] < 1).all(axis=None)
+    assert (elsewhere.loc[10].drop(columns="kernel") < 1).all(axis=None)
+    way = measurements.select(told["along"], method="MMD-DDM").set_index(["cell", "duration"])
+    first, end = (way.xs(share, level="duration") for share in (0.0625, 1.0))
+    assert len(end) == 4 and (end["recall"] > first["recall"]).all()
+    assert (end[["precision", "coverage"]] < first[["precision", "coverage"]]).all(axis=None)
+    kid = way["KID"].unstack()
+    assert kid.loc["edm-fdm-mmd5", 0.5] < kid.loc["edm-baseline-mmd5", 0.5]
+    assert kid.loc["edm-fdm-mmd5", 1.0] > 2 * kid.loc["edm-fdm-mmd5", 0.5], "and then its KID doubled"
+    assert (kid.drop("edm-fdm-mmd5")[1.0] < kid.drop("edm-fdm-mmd5")[0.5]).all(), "one of its four cells"
     failed = told["failures"].set_index(["method", "nfe"])
     share = failed["failed"] / failed["training runs"]
     assert share[("SIDDM", 2)] == share[("SIDDM, UFO's form", 4)] == 0
@@ -351,6 +367,8 @@ def test_what_the_notebook_says_is_so_in_the_tables():
     for key in (("SIDDM", 2), ("SIDDM, UFO's form", 4)):
         assert (spaces.xs(key, level=("method", "nfe"))["KID(pixels)"] > 2).all()
     assert "better" not in set(told["kernels"]["counts"])
+    for key in (("SIDDM", 2), ("SIDDM", 4), ("DDGAN", 4)):
+        assert set(start.xs(key, level=("method", "nfe"))["counts"]) == {"worse"}
 
 
 def test_what_the_notebook_says_of_the_toy_is_so():
