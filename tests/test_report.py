@@ -388,6 +388,7 @@ def test_what_words_say_of_the_results_is_so_in_the_tables():
     assert (flow["high"] < 1).all() and len(flow) == 1, "and so is VE's flow error"
     accuracy = measurements.select(measurements.read(folder / "distances.csv"), cell="vp-baseline", duration=1.0,
                                    sigma_max=80.0, target="fashion-16")["accuracy"].iloc[0]  # fmt: skip
+    assert set(judged.loc[(["C3", "C4"], "VE", "fashion-16"), "verdict"]) == {"not learnt"}, "it does not pass"
     gate = float(report.of_gates(profile)["gate fashion-16"])
     assert gate <= accuracy < gate * 1.05, "VP's baseline passes by little"
     effects = measurements.select(measurements.read(folder / "effects.csv"), target="exact", question="c_in",

@@ -98,7 +98,7 @@ class Judged(NamedTuple):
     alone_verdict: str  # and the verdict that follows from such estimates
     baseline: Estimate | None = None  # the baseline at the reduced cost, where it is about that
     full: Estimate | None = None  # FDM at the full cost
-    metric: str = ""
+    metric: str = ""  # what the ratios are of
 
 
 def level() -> float:
@@ -212,7 +212,7 @@ def judge(target: Target) -> list[Judged]:
     """The primary contrasts of a target that are on record, with their verdicts."""
     profile, rows = target.profile, target.scores
     sampler, nfe = profile.evaluation.primary
-    loss = f"weighted {'error' if target.quantity == 'error' else 'excess error'}"
+    loss = "weighted excess error" if target.quantity == "excess" else "weighted error"
     if target.quantity == "excess":
         ends = select(target.errors, quantity="flow error", sampler=sampler)
         quality, ends = target.loss, ends.set_index(["cell", "nfe", "seed"])["value"]
