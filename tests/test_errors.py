@@ -59,8 +59,9 @@ def known(smoke, monkeypatch):
     """A profile on the known distribution whose analytic cell is the distribution's own denoiser, and the data set."""
     profile = with_errors(smoke, "exact-gaussians", gradients=["edm-fdm"], cells=["edm-fdm", "edm-baseline-exact"])
     dataset = prepared(profile)
-    monkeypatch.setattr(errors, "BATCHES", 2)
-    monkeypatch.setattr(errors, "BATCH", 8)
+    less = {"BATCHES": 2, "BATCH": 8, "SLOPES": 8, "CONVERGED": ("heun", 63)}
+    for name, value in less.items():
+        monkeypatch.setattr(errors, name, value)
     return profile, dataset
 
 

@@ -136,6 +136,7 @@ def once(tmp_path_factory):
 @pytest.fixture
 def trained(smoke, digits, once):
     """The smoke profile with one trained run and reference features, and no memory of measurements yet."""
+    smoke = change(Path(smoke.params_file), evaluation={"samples": 32, "batch": 16})
     training = runs.training_of(smoke, RUN, digits)
     places = once / "checkpoints", once / "logs", once / "work"
     loop.train(training, digits, *places, advance=lambda n: None)  # for the first test alone
@@ -308,7 +309,7 @@ def test_the_source_of_a_sampler_names_its_measurements_alone(trained, digits):
 
 
 def test_the_measurements_do_not_depend_on_the_number_of_processes(trained, digits):
-    shared = change(Path(trained.params_file), evaluation={"processes": 3, "batch": 16})
+    shared = change(Path(trained.params_file), evaluation={"processes": 3, "batch": 8})
     one = change(Path(trained.params_file), evaluation={"processes": 1})
     rows = evaluated(shared, digits)
     trained.scores(RUN).unlink()

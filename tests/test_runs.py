@@ -130,7 +130,7 @@ def out_of_luck(real, run):
 
 @pytest.mark.parametrize("at_once", [pytest.param(1, marks=pytest.mark.weekly), 2])
 def test_cells_are_trained_and_scored_with_every_seed_and_go_on_after_a_failure(
-    prepared, monkeypatch, computed, at_once
+    prepared, once, monkeypatch, computed, at_once
 ):
     """Two runs at once, or one after another, to the same bits as a run trained alone."""
     profile, (first, second, third, fourth) = prepared, prepared.runs
@@ -175,6 +175,7 @@ def test_cells_are_trained_and_scored_with_every_seed_and_go_on_after_a_failure(
     for name in ("025.safetensors", "100.safetensors", "experiment.json"):
         assert (alone / name).read_bytes() == (together / name).read_bytes()
     assert not list(Path("work").glob("*/"))  # of a state nothing is left
+    from_once(once / "finished", lambda: None)  # which is what others begin with
 
 
 def test_what_is_on_record_is_written_again_only_where_it_does_not_agree(finished, computed, capsys):
