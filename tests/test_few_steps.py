@@ -635,9 +635,11 @@ def test_the_critic_sees_the_image_above_in_a_plain_gan_alone(few, digits, form)
 # ------------------------------------------------------------------------------------------------------- sampling
 
 
-def test_the_sampler_of_drawn_images_goes_down_the_chain_with_a_new_draw_in_every_step(few, digits):
-    """Written out, in two steps. The noise of the latter ends nowhere, as it ends at zero."""
+@pytest.mark.parametrize("forward", [False, True])
+def test_the_sampler_of_drawn_images_goes_down_the_chain_with_a_new_draw_in_every_step(few, digits, forward):
+    """Written out, in two steps, by the posterior or noised forward. The noise of the latter ends at zero."""
     generator, asked = generator_of(few, digits, 1.0), []
+    generator.noised_forward = forward
     unit = [torch.randn(4, 1, 8, 8, generator=seeded(seed)) for seed in range(10)]
 
     def noise(step):
@@ -652,7 +654,8 @@ def test_the_sampler_of_drawn_images_goes_down_the_chain_with_a_new_draw_in_ever
     middle, high = grid.sigmas[1], grid.sigmas[0]
     z = [each.flatten(1)[:, :LATENT] for each in unit]
     first = generator(x, high, None, z[2]).double()
-    wanted = ladder.posterior(x, first, high, middle, unit[0].double())
+    noised = first + middle * unit[0].double()
+    wanted = noised if forward else ladder.posterior(x, first, high, middle, unit[0].double())
     torch.testing.assert_close(found[1], wanted, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(found[2], generator(wanted, middle, None, z[3]).double(), rtol=1e-5, atol=1e-5)
     for step in (2, 3):

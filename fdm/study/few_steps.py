@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import load_file
@@ -23,7 +24,7 @@ from tqdm.auto import tqdm
 
 from fdm.data.datasets import Dataset, to_uint8
 from fdm.files import digest, write_json
-from fdm.study import closure, grid_toy, networks, standings, systems
+from fdm.study import closure, findings, grid_toy, networks, rules, standings, systems
 from fdm.study.measurements import select
 from fdm.study.profiles import Profile
 from fdm.tasks import generation
@@ -130,21 +131,26 @@ def kernels(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def failures(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
-    """Adversarial trainings by kernel and method: how many, how many failed, and how many no longer draw classes."""
-    out, space = list[dict[str, Any]](), standings.spaces(rows)[0]
+    """Adversarial trainings by kernel and method: how many, how many failed, and how many no longer draw classes.
+
+    Beside those that failed, which is in the extractor's space, how many are further off in each of the others.
+    """
+    out, spaces = list[dict[str, Any]](), standings.spaces(rows)
+    names = {space: f"further off, {space}" for space in spaces[1:]}
     for cell, about in profile.cells.items():
         if not about.generates or about.few_steps is None:
             continue
         nfe = about.few_steps.steps
         mine = _of(rows, cell, _system(profile, cell, nfe), nfe)
         start = _of(rows, str(about.start), standings.of(profile).systems[0].name, nfe)
-        worse = mine[space] > start[space].reindex(mine.index)
+        worse = {space: int((mine[space] > start[space].reindex(mine.index)).sum()) for space in spaces}
         lost = mine["accuracy"] < COLLAPSED if "accuracy" in mine else pd.Series(False, mine.index)
         out.append({
             "kernel": about.kernel, "method": method(profile, cell), "nfe": nfe, "training runs": len(mine),
-            "failed": int(worse.sum()), "no longer draw classes": int(lost.sum()),
+            "failed": worse[spaces[0]], **{name: worse[space] for space, name in names.items()},
+            "no longer draw classes": int(lost.sum()),
         })  # fmt: skip
-    columns = ["kernel", "method", "nfe", "training runs", "failed", "no longer draw classes"]
+    columns = ["kernel", "method", "nfe", "training runs", "failed", *names.values(), "no longer draw classes"]
     return pd.DataFrame(out, columns=columns)
 
 
@@ -197,6 +203,24 @@ def along(profile: Profile, scores: pd.DataFrame) -> pd.DataFrame:
     found = pd.concat(out, ignore_index=True)
     first = ["kernel", "method", "cell", "nfe", "duration"]
     return found[[*first, *(column for column in found if column not in first)]]
+
+
+def kernels_along(profile: Profile, scores: pd.DataFrame, c: float) -> pd.DataFrame:
+    """FDM over its baseline along the training for few steps: KID + c in the extractor's space, paired by seed."""
+    found: dict[tuple[str, int], dict[str, pd.DataFrame]] = {}
+    for cell, about in profile.cells.items():
+        if about.few_steps:
+            mine = select(scores, cell=cell, nfe=about.few_steps.steps, metric="KID")
+            table = mine.pivot_table(index="duration", columns="seed", values="value")
+            found.setdefault((method(profile, cell), about.few_steps.steps), {})[about.kernel] = table
+    out = []
+    for (name, nfe), both in found.items():
+        if len(both) == 2:
+            logs = {kernel: np.log(table.clip(lower=0) + c) for kernel, table in both.items()}
+            for share, ratios in (logs["fdm"] - logs["baseline"]).iterrows():
+                estimate = rules.paired(ratios.dropna().to_numpy()[None], np.ones(1))
+                out.append({"method": name, "nfe": nfe, "share": share} | findings.told(estimate))
+    return pd.DataFrame(out, columns=["method", "nfe", "share", "ratio", "low", "high", "seeds"])
 
 
 @torch.inference_mode()

@@ -1,7 +1,7 @@
 """The toy of SIDDM's authors: a grid of 25 Gaussians that small networks draw in a few steps.
 
 Xu et al. 2023 (arXiv 2306.12511, section 5.1), after Xiao et al. 2022 (arXiv 2112.07804). It learns by the study's own
-`training.objectives.adversarial`, where all is known and a training takes a minute: which modes are drawn, and whether
+`training.objectives.adversarial`, where all is known and a training takes minutes: which modes are drawn, and whether
 the two ends of a step belong together. Noise levels are sigma at scale 1, as everywhere in the study.
 """
 
@@ -35,7 +35,7 @@ SD = math.sqrt(SPACING**2 * (SIDE**2 - 1) / 12 + SPREAD**2)  # of a coordinate, 
 FAINTEST = 1e-3
 LATENT, WIDTH = 2, 100  # numbers of z, units of a hidden layer, as released
 INPUT = 4.0  # standard deviation of what the networks see: with 1 they part neighbouring modes more slowly
-# Released: 187,500 iterations of 4,000 points at rates of 1e-4 and 4e-4, hours on one core; here a minute. With the
+# Released: 187,500 iterations of 4,000 points at rates of 1e-4 and 4e-4, hours on one core; here minutes. With the
 # released rates as few iterations find 18 modes; with twice these the paper's form diverges.
 BATCH, ITERATIONS = 250, 15_000
 RATES = (1e-3, 4e-3)  # of the generator and the critic
