@@ -31,15 +31,20 @@ from fdm.process.frameworks import FRAMEWORKS
 from fdm.tasks.generation import noise_range
 from fdm.training.engine import Batch, Engine, Losses
 
-# Network evaluations that a training image costs, about, where backward a pass costs two: the generator forward and
-# backward, the critic likewise for it, and for itself on twice as many images.
-EVALUATIONS = 12
 RELATIVE = 1.25 / 1.6  # the critic's learning rate over the generator's, as DDGAN's published ones
 CLIP = 1.0  # the largest norm of a gradient, as in the released UFO-DiT
 BETAS = ((0.9, 0.999), (0.0, 0.999))  # Adam's, of the generator and the critic, as there
 
 Judge = Callable[..., tuple[Tensor, Tensor, Tensor]]  # a critic that knows the classes: logit, clean image, x above
 Weight = Callable[[Tensor], Tensor] | None  # of the denoiser's loss, by the noise level
+
+
+def evaluations(objective: str) -> int:
+    """Network evaluations that a training image costs, about, where backward a pass costs two.
+
+    The generator forward and backward, the critic likewise for it, and for itself on twice as many images.
+    """
+    return 12
 
 
 class Pair(NamedTuple):
