@@ -66,8 +66,8 @@ def made_up(profile, noise: float = 0.01) -> pd.DataFrame:
 
 def test_every_continuation_spends_the_same_number_of_evaluations():
     table = few_steps.prices(profiles.find("few-steps"))
-    assert len(table) == 11
-    assert set(table["evaluations, thousands"]) == {"384"}
+    assert len(table) == 12
+    assert set(table["evaluations, thousands"]) == {"256"}
 
 
 def test_a_continuation_is_compared_with_its_start_with_plain_training_and_with_other_solvers(profile):
@@ -115,11 +115,27 @@ def test_the_kernels_are_compared_after_each_method_and_other_numbers_of_steps_w
     assert {("MMD-DDM", 5), ("MMD-DDM", 10), ("as it was", 15)} <= {*table.index}
     assert table["ratio"].to_numpy() == pytest.approx(1.5, rel=0.05)
     assert set(table["counts"]) == {"worse"}
+    more = table[["over start", "from", "to"]].dropna()
+    assert {name for name, _ in more.index} == {few_steps.ON, "MMD-DDM", "SIDDM"}
+    assert more["over start"].to_numpy() == pytest.approx(1, rel=0.1)  # all are helped alike
     elsewhere = few_steps.elsewhere(profile, rows)
     assert elsewhere["trained for"].tolist() == [5, 10, 5, 10]
     assert elsewhere[["2", "15"]].to_numpy() == pytest.approx(0.5, rel=0.05)
     wide = few_steps.by_space(few_steps.over(profile, rows), "DDIM, as it was").set_index(["kernel", "method", "nfe"])
     assert wide.loc[("baseline", "MMD-DDM", 5)].tolist() == pytest.approx([0.5, 0.5, 0.1], rel=0.05)
+
+
+def test_a_method_that_helps_one_kernel_more_is_told_from_one_that_leaves_them_as_they_were(profile):
+    rows = made_up(profile)
+    helped = (rows["cell"] == "edm-fdm-mmd5") & (rows["quantity"] == SPACES[0])
+    rows.loc[helped, "value"] /= 3
+    table = few_steps.kernels(profile, rows).set_index(["method", "nfe"])
+    mine = table.loc[("MMD-DDM", 5)]
+    assert mine["ratio"] == pytest.approx(0.5, rel=0.05)
+    assert mine["from"] < mine["over start"] < mine["to"] < 1 and mine["over start"] == pytest.approx(1 / 3, rel=0.05)
+    # In pixels it is worse and where it was trained it has no say, however good it is there.
+    rows.loc[(rows["cell"] == "edm-fdm-mmd5") & (rows["quantity"] == SPACES[2]), "value"] /= 100
+    assert few_steps.kernels(profile, rows).set_index(["method", "nfe"]).loc[("MMD-DDM", 5), "counts"] == ""
 
 
 def test_the_kernels_are_followed_along_the_training_by_seed(profile):
@@ -138,12 +154,16 @@ def test_quality_and_diversity_are_shown_along_the_training_of_what_was_trained(
     scores = pd.DataFrame([
         {"cell": "edm-baseline-mmd5", "nfe": 5, "duration": share, "metric": metric, "value": share + seed}
         for share in (0.5, 1.0) for metric in ("KID", "recall") for seed in (0, 1)
+    ] + [
+        {"cell": "edm-baseline", "nfe": nfe, "duration": 1.0, "metric": metric, "value": 7.0 * nfe}
+        for nfe in (5, 25) for metric in ("KID", "recall")
     ])  # fmt: skip
     table = few_steps.along(profile, scores)
-    assert table["KID"].tolist() == [1.0, 1.5]
-    assert table["method"].tolist() == ["MMD-DDM"] * 2
+    assert table["duration"].tolist() == [0.0, 0.5, 1.0]  # from what it starts with, in as many steps
+    assert table["KID"].tolist() == [35.0, 1.0, 1.5]
+    assert table["method"].tolist() == ["MMD-DDM"] * 3
     plate = few_steps_plates.along(table, ["KID", "recall"])
-    assert plate.axes[0].lines[0].get_ydata().tolist() == [1.0, 1.5]
+    assert plate.axes[0].lines[0].get_ydata().tolist() == [35.0, 1.0, 1.5]
 
 
 def test_the_figures_show_each_at_the_evaluations_that_it_was_trained_for(profile):
@@ -175,11 +195,11 @@ def test_samples_stand_in_rows_of_equal_latents(profile):
     keep(profile)
     kept, shown = few_steps.kept(profile), few_steps.shown(profile, "fdm")
     assert [title for _, _, title in shown] == [
-        "DDIM, as it was, 5", "DDIM, as it was, 10", "MMD-DDM, 5", "MMD-DDM, 10",
+        "DDIM, as it was, 4", "DDIM, as it was, 5", "DDIM, as it was, 10", "MMD-DDM, 5", "MMD-DDM, 10", "SIDDM, 4",
     ]  # fmt: skip
     plate = few_steps_plates.sheet(kept, shown, images=3)
     assert len(plate.axes) == 3 * len(shown)
-    assert plate.axes[-1].images[0].get_array().max() == kept["edm-fdm-mmd10"]["DDIM/10"].max()
+    assert plate.axes[-1].images[0].get_array().max() == kept["edm-fdm-siddm4"]["four draws/4"].max()
     points = {form: {str(n): torch.randn(50, 2) for n in few_steps.TOY_STEPS} for form in grid_toy.FORMS}
     toys = few_steps_plates.toys(points, [*few_steps.TOY_STEPS])
     assert [ax.get_title() for ax in toys.axes[: len(grid_toy.FORMS)]] == [*grid_toy.FORMS]
@@ -295,14 +315,14 @@ def test_losses_around_0_and_of_adversaries_are_not_compared(tmp_path):
 
 def test_the_descriptions_of_continuations_hold_their_own_budget(profile, digits):
     description = runs.specify(profile, "edm-baseline-mmd5-0", digits)
-    assert description["training"]["budget_kimg"] == 19.2
+    assert description["training"]["budget_kimg"] == 12.8
     assert description["few_steps"] == {"objective": "mmd", "steps": 5, "features": "classifier"}
     assert "few_steps" not in runs.specify(profile, "edm-baseline-0", digits)
     assert runs.specify(profile, "edm-baseline-siddm2-0", digits)["denoiser"]["steps"] == 2
     forward = {cell for cell in profile.generators
                if runs.specify(profile, f"{cell}-0", digits)["denoiser"].get("noised_forward")}  # fmt: skip
     assert forward == {"edm-baseline-ufo4"}
-    assert runs.images(profile, "edm-baseline-siddm4-0") == 32_000
+    assert runs.images(profile, "edm-baseline-siddm4-0") == 21_344
     names = {runs.experiment(profile, f"{cell}-0", digits) for cell in profile.cells}
     assert len(names) == len(profile.cells)
 

@@ -115,7 +115,11 @@ def over(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def kernels(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
-    """FDM over its baseline after each method, by evaluations, in the extractor's space; `counts` is of all spaces."""
+    """FDM over its baseline after each method, by evaluations, in the extractor's space.
+
+    `counts` leaves out the space that was trained in. `over start` is the ratio of this ratio to that of the networks
+    that the method began with, and `from` and `to` its interval: below 1 the method helps FDM more.
+    """
     floors, out, cells = standings.floors(rows), list[dict[str, Any]](), dict[tuple[str, int], dict[str, str]]()
     for cell, about in profile.cells.items():
         for nfe in own(profile, cell):
@@ -124,10 +128,21 @@ def kernels(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
         if len(both) < 2:
             continue
         fdm, plain = ((both[kernel], _system(profile, both[kernel], nfe)) for kernel in ("fdm", "baseline"))
-        found = [standings.between(rows, fdm, plain, space, nfe, c) for space, c in floors.items()]
-        row = {"method": name, "nfe": nfe} | standings.told(found[0])
-        out.append(row | {"counts": standings.verdict(found)})
-    return pd.DataFrame(out, columns=["method", "nfe", "ratio", "low", "high", "counts"])
+        found = {space: standings.between(rows, fdm, plain, space, nfe, c) for space, c in floors.items()}
+        judges = [one for space, one in found.items() if space != space_of(profile, both["fdm"])]
+        space = next(iter(floors))
+        row = {"method": name, "nfe": nfe} | standings.told(found[space]) | {"counts": standings.verdict(judges)}
+        begun = {kernel: profile.cells[cell].start for kernel, cell in both.items()}
+        if all(begun.values()):
+            base = standings.of(profile).systems[0].name
+            places = [fdm, (begun["fdm"], base), plain, (begun["baseline"], base)]
+            logs = [standings.values(rows, str(cell), space, nfe, floors[space]).loc[by] for cell, by in places]
+            told = pd.DataFrame([each.rename(n) for n, each in enumerate(logs)]).dropna(axis=1).to_numpy()
+            more = standings.told(rules.paired(told, np.array([1.0, -1.0, -1.0, 1.0])))
+            row |= dict(zip(("over start", "from", "to"), more.values(), strict=True))
+        out.append(row)
+    columns = ["method", "nfe", "ratio", "low", "high", "counts", "over start", "from", "to"]
+    return pd.DataFrame(out, columns=columns)
 
 
 def failures(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
@@ -188,13 +203,15 @@ def quality(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
 def along(profile: Profile, scores: pd.DataFrame) -> pd.DataFrame:
     """Quality and diversity along the training for few steps: mean over trainings, by cell and share of the budget.
 
-    `scores` are the profile's measurements; of each cell with its own sampler and number of evaluations.
+    `scores` are the profile's measurements; of each cell with its own sampler and number of evaluations. The share 0 is
+    the network that the cell starts from, where that is sampled in the same way.
     """
     out = []
     for cell, about in profile.cells.items():
         if about.few_steps is None:
             continue
-        mine = select(scores, cell=cell, nfe=about.few_steps.steps)
+        begun = select(scores, cell=str(about.start), nfe=about.few_steps.steps).assign(duration=0.0)
+        mine = pd.concat([begun, select(scores, cell=cell, nfe=about.few_steps.steps)])
         table = mine.pivot_table(index="duration", columns="metric", values="value", aggfunc="mean", sort=False)
         table = table.reset_index().assign(cell=cell, kernel=about.kernel, method=method(profile, cell))
         out.append(table.assign(nfe=about.few_steps.steps))

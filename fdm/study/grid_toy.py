@@ -41,8 +41,6 @@ BATCH, ITERATIONS = 250, 15_000
 RATES = (1e-3, 4e-3)  # of the generator and the critic
 BETAS = (0.5, 0.999)  # Adam's, as released
 EMA = 0.999  # decay an iteration of the weights' average; released: none
-# Of UFO's denoising, in parts of EDM's weight: with 1 it outweighs the critic, and the mean takes the place of a draw.
-DENOISING = 0.1
 
 DRAWN, REAL, FEW = 10_000, 100_000, 2_000  # points behind the statistics: drawn and real, and of both for MMD^2
 NEAR = 4 * SPREAD  # a point is of a mode up to this distance from its centre
@@ -118,11 +116,6 @@ class Critic(nn.Module):
         return logit.flatten(), _clean(x, sigma, first), x + (above**2 - sigma**2).sqrt() * last
 
 
-def weight(sigma: Tensor) -> Tensor:
-    """Of the squared error of UFO's denoising at sigma, elementwise."""
-    return DENOISING * (sigma**2 + SD**2) / (sigma * SD) ** 2
-
-
 def _random(*key: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(int(digest(key), 16))
 
@@ -157,8 +150,10 @@ def train(form: str, steps: int, seed: int, iterations: int = ITERATIONS) -> Gen
         noise = {name: torch.randn(BATCH, 2, generator=random) for name in ("lower", "upper", "drawn", "fresh")}
         noise["z"] = torch.rand(BATCH, LATENT, generator=random)
         it = pair(net, net.levels, points, k, noise, form == "siddm ufo")
-        _descend(torch.stack([*critic_losses(objective, critic, it).values()]).sum(), others)
-        losses = generator_losses(objective, critic, it, noise["fresh"], weight)
+        found = critic_losses(objective, critic, it, iteration)
+        if found:
+            _descend(torch.stack([*found.values()]).sum(), others)
+        losses = generator_losses(objective, critic, it, noise["fresh"])
         _descend(losses["adversarial"] + (0 if form == UNTIED else losses["forward"]), own)
         torch._foreach_lerp_([*average.parameters()], [each.detach() for each in net.parameters()], 1 - EMA)
     return average.eval()
