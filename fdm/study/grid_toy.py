@@ -37,7 +37,7 @@ LATENT, WIDTH = 2, 100  # numbers of z, units of a hidden layer, as released
 INPUT = 4.0  # standard deviation of what the networks see: with 1 they part neighbouring modes more slowly
 # Released: 187,500 iterations of 4,000 points at rates of 1e-4 and 4e-4, hours on one core; here minutes. With the
 # released rates as few iterations find 18 modes; with twice these the paper's form diverges.
-BATCH, ITERATIONS = 250, 15_000
+BATCH, ITERATIONS = 250, 10_000
 RATES = (1e-3, 4e-3)  # of the generator and the critic
 BETAS = (0.5, 0.999)  # Adam's, as released
 EMA = 0.999  # decay an iteration of the weights' average; released: none
