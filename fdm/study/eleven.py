@@ -80,10 +80,11 @@ def _sampled(profile: Profile, rows: pd.DataFrame) -> list[dict[str, Any]]:
         *((name, plain, system) for name, system in SAMPLED.items() if system != BASE),
         JOINT,
     ]
-    floors, out = standings.floors(rows), list[dict[str, Any]]()
+    floors, known, out = standings.floors(rows), standings.apart(rows), list[dict[str, Any]]()
     for name, cell, system in compared:
         for nfe in standings.of(profile).nfe:
-            found = [standings.between(rows, (cell, system), (plain, BASE), each, nfe, c) for each, c in floors.items()]
+            found = [standings.between(known, (cell, system), (plain, BASE), each, nfe, c)
+                     for each, c in floors.items()]  # fmt: skip
             if found[0] is not None:
                 row = _row(name, system if cell == plain else f"{system}, {cell}", nfe, f"{BASE}, {plain}")
                 out.append(row | {"quantity": "KID"} | _told(found[0]) | {"counts": standings.verdict(found)})

@@ -91,7 +91,7 @@ def over(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
 
     `counts` leaves out the space that a cell was trained in.
     """
-    floors, out = standings.floors(rows), list[dict[str, Any]]()
+    floors, known, out = standings.floors(rows), standings.apart(rows), list[dict[str, Any]]()
     for cell, about in profile.cells.items():
         if about.start is None:
             continue
@@ -100,7 +100,7 @@ def over(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
                 if other == cell:
                     continue
                 found = {
-                    space: standings.between(rows, (cell, _system(profile, cell, nfe)), (other, system), space, nfe, c)
+                    space: standings.between(known, (cell, _system(profile, cell, nfe)), (other, system), space, nfe, c)
                     for space, c in floors.items()
                 }
                 judges = [one for space, one in found.items() if space != space_of(profile, cell)]
@@ -120,7 +120,8 @@ def kernels(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
     `counts` leaves out the space that was trained in. `over start` is the ratio of this ratio to that of the networks
     that the method began with, and `from` and `to` its interval: below 1 the method helps FDM more.
     """
-    floors, out, cells = standings.floors(rows), list[dict[str, Any]](), dict[tuple[str, int], dict[str, str]]()
+    floors, known, out = standings.floors(rows), standings.apart(rows), list[dict[str, Any]]()
+    cells = dict[tuple[str, int], dict[str, str]]()
     for cell, about in profile.cells.items():
         for nfe in own(profile, cell):
             cells.setdefault((method(profile, cell), nfe), {})[about.kernel] = cell
@@ -128,7 +129,7 @@ def kernels(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
         if len(both) < 2:
             continue
         fdm, plain = ((both[kernel], _system(profile, both[kernel], nfe)) for kernel in ("fdm", "baseline"))
-        found = {space: standings.between(rows, fdm, plain, space, nfe, c) for space, c in floors.items()}
+        found = {space: standings.between(known, fdm, plain, space, nfe, c) for space, c in floors.items()}
         judges = [one for space, one in found.items() if space != space_of(profile, both["fdm"])]
         space = next(iter(floors))
         row = {"method": name, "nfe": nfe} | standings.told(found[space]) | {"counts": standings.verdict(judges)}
@@ -136,7 +137,7 @@ def kernels(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
         if all(begun.values()):
             base = standings.of(profile).systems[0].name
             places = [fdm, (begun["fdm"], base), plain, (begun["baseline"], base)]
-            logs = [standings.values(rows, str(cell), space, nfe, floors[space]).loc[by] for cell, by in places]
+            logs = [standings.values(known, str(cell), space, nfe, floors[space]).loc[by] for cell, by in places]
             told = pd.DataFrame([each.rename(n) for n, each in enumerate(logs)]).dropna(axis=1).to_numpy()
             more = standings.told(rules.paired(told, np.array([1.0, -1.0, -1.0, 1.0])))
             row |= dict(zip(("over start", "from", "to"), more.values(), strict=True))
@@ -177,14 +178,14 @@ def _of(rows: pd.DataFrame, cell: str, system: str, nfe: int) -> pd.DataFrame:
 
 def elsewhere(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
     """What fine-tuning for some evaluations does to others: KID over that of the start, the extractor's, by NFE."""
-    space, out = standings.spaces(rows)[0], list[dict[str, Any]]()
+    space, known, out = standings.spaces(rows)[0], standings.apart(rows), list[dict[str, Any]]()
     c, first = standings.floors(rows)[space], standings.of(profile).systems[0].name
     for cell, about in profile.cells.items():
         if about.few_steps is None or about.generates:
             continue
         row: dict[str, Any] = {"kernel": about.kernel, "trained for": about.few_steps.steps}
         for nfe in standings.of(profile).nfe:
-            found = standings.between(rows, (cell, first), (str(about.start), first), space, nfe, c)
+            found = standings.between(known, (cell, first), (str(about.start), first), space, nfe, c)
             row[str(nfe)] = standings.told(found)["ratio"]
         out.append(row)
     return pd.DataFrame(out)
