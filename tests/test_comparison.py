@@ -133,6 +133,22 @@ def test_solver_and_grid_are_crossed_and_named_by_the_source_of_both(compared):
     assert sources["grid=vp-time"] == f"{closure.identity('samplers.ddim')} {closure.identity('samplers.vp_grids')}"
 
 
+def test_distances_are_left_out_where_the_profile_says_so(compared):
+    profile, dataset, rows = compared
+    told = list[int]()
+    fewer = comparing(profile, systems=FEW["systems"][:3], crossed=None, distances=False)
+    again = systems.compare(fewer, NETWORK, dataset, lambda run: None, advance=told.append)
+    quantities = {*again["quantity"]}
+    assert not {"distance", "flow distance"} & quantities and {"FD(pixels)", "recall"} <= quantities
+    assert sum(told) == systems.evaluations(fewer, NETWORK) == 16 * (2 * (5 + 8) + 8)
+    both = again.merge(rows[rows["part"] == "systems"], on=["system", "nfe", "quantity"], suffixes=("", "_with"))
+    both = both[both["quantity"] != "seconds"]
+    assert len(both) and (both["value"] == both["value_with"]).all()
+    assert (both["experiment"] != both["experiment_with"]).all()  # a table without them is another measurement
+    with pytest.raises(FdmError, match="what is crossed is measured by its distances"):
+        comparing(profile, distances=False)
+
+
 @pytest.mark.slow
 def test_what_was_measured_is_remembered_and_what_was_altered_is_measured_again(compared, monkeypatch):
     profile, dataset, rows = compared

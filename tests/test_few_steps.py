@@ -24,7 +24,6 @@ from fdm.model import checkpoints, cost
 from fdm.model.generator import LATENT, Critic, Generator
 from fdm.model.oracle import Mixture
 from fdm.process import ladder
-from fdm.process.frameworks import FRAMEWORKS
 from fdm.samplers import SAMPLERS
 from fdm.study import runs
 from fdm.tasks import generation
@@ -399,7 +398,7 @@ def test_the_forward_term_is_a_square_that_vanishes_at_the_truth_alone(beta, g, 
         it, guess = gaussian(beta, g, variance, below, 4000, generator)
         judge = guessing(guess)
         found.append(generator_losses("siddm", judge, it, it.clean)["forward"].item())
-        errors.append(critic_losses("siddm", judge, it)["regression"].item())
+        errors.append(critic_losses("siddm", judge, it, 1)["regression"].item())
     if exact:
         agrees(found, square)
     else:
@@ -441,11 +440,11 @@ def some_pair(n=6, shape=(1, 8, 8), seed=0):
     return adversarial.pair(lambda x, sigma, z: drawn, ladder.levels(2, 80.0), clean, k, noise, False)
 
 
-def test_ufos_forward_term_is_the_weighted_error_of_the_drawn_image():
+def test_ufos_forward_term_is_the_error_of_the_noise_that_the_drawn_image_leaves():
     it = some_pair()
-    found = generator_losses("siddm ufo", guessing(lambda x: x), it, it.clean, lambda sigma: 3 / sigma)["forward"]
-    wanted = (3 / it.above_sigma * (it.drawn - it.clean) ** 2).mean()
-    torch.testing.assert_close(found, wanted)
+    found = generator_losses("siddm ufo", guessing(lambda x: x), it, it.clean)["forward"]
+    noise, left = ((it.above - image) / it.above_sigma for image in (it.clean, it.drawn))
+    torch.testing.assert_close(found, (left - noise).square().mean())
 
 
 def test_a_plain_gan_has_no_forward_term():
@@ -454,17 +453,47 @@ def test_a_plain_gan_has_no_forward_term():
 
 
 def test_the_generator_wants_to_be_taken_for_real_and_the_critic_to_tell_both_apart():
-    it = some_pair()
+    it, told = some_pair(), torch.tensor([2.0, -1.0], requires_grad=True)
 
     def judge(x, sigma, above, x_above=None):
         real = (x[:, None] == it.real).flatten(2).all(2).any(1)
-        return torch.where(real, 2.0, -1.0), 0 * x, x
+        return torch.where(real, *told), 0 * x, x
 
     for form in ("siddm", "siddm ufo", "ddgan"):
-        critic = critic_losses(form, judge, it)["critic"].item()
-        assert critic == pytest.approx(math.log1p(math.exp(-2)) + math.log1p(math.exp(-1)))
-        own = generator_losses(form, judge, it, it.clean, lambda sigma: sigma)["adversarial"].item()
+        found = critic_losses(form, judge, it, 2)["critic"]
+        right = (0.5, 0.5) if form == "siddm ufo" else (2.0, 1.0)  # in UFO's form no logit is more than right enough
+        assert found.item() == pytest.approx(sum(math.log1p(math.exp(-each)) for each in right))
+        (slope,) = torch.autograd.grad(found, told)
+        assert [float(each) != 0 for each in slope] == [form != "siddm ufo"] * 2
+        own = generator_losses(form, judge, it, it.clean)["adversarial"].item()
         assert own == pytest.approx(math.log1p(math.exp(1)))
+        taken = generator_losses(form, lambda *seen: (0 * told[:1] + 3.0, seen[0], seen[0]), it, it.clean)
+        assert taken["adversarial"].item() == pytest.approx(math.log1p(math.exp(-0.5 if form == "siddm ufo" else -3)))
+
+
+def test_ufos_critic_has_its_turn_in_every_second_batch_and_the_others_in_every():
+    it = some_pair()
+    for form in FORMS:
+        turns = [bool(critic_losses(form, guessing(lambda x: x), it, step)) for step in range(1, 5)]
+        assert turns == ([False, True] * 2 if form == "siddm ufo" else [True] * 4)
+
+
+def test_the_critic_of_a_plain_gan_is_penalised_for_its_slope_at_real_images_now_and_then():
+    """R1 of a logit that is a.x has the slope a everywhere, which by an image in VP's scale is (1 + sigma^2)^1/2 a."""
+    it, a = some_pair(), torch.randn(1, 8, 8, generator=seeded(3), requires_grad=True)
+
+    def judge(x, sigma, above, x_above=None):
+        return (x * a).sum((1, 2, 3)), 0 * x, x
+
+    had = [step for step in range(1, 46) if "penalty" in critic_losses("ddgan", judge, it, step)]
+    assert had == [15, 30, 45]
+    found = critic_losses("ddgan", judge, it, 0)["penalty"]
+    wanted = adversarial.R1 / 2 * (1 + it.below_sigma.square()).mean() * a.square().sum()
+    torch.testing.assert_close(found, wanted)
+    found.backward()
+    torch.testing.assert_close(a.grad, torch.autograd.grad(wanted, a)[0])
+    for form in FORMS:
+        assert ("penalty" in critic_losses(form, judge, it, 30)) == (form == "ddgan")
 
 
 # ------------------------------------------------------------------------------------------ the chain of few levels
@@ -612,8 +641,8 @@ def test_the_critic_sees_the_image_above_in_a_plain_gan_alone(few, digits, form)
             return told[-1]
 
         with torch.no_grad():
-            critic_losses(form, judge, it)
-            generator_losses(form, judge, it, it.clean, lambda sigma: sigma)
+            critic_losses(form, judge, it, 2)
+            generator_losses(form, judge, it, it.clean)
         assert [len(each[0]) for each in told] == [12, 6]
         return [each[0] for each in told]
 
@@ -635,9 +664,11 @@ def test_the_critic_sees_the_image_above_in_a_plain_gan_alone(few, digits, form)
 # ------------------------------------------------------------------------------------------------------- sampling
 
 
-def test_the_sampler_of_drawn_images_goes_down_the_chain_with_a_new_draw_in_every_step(few, digits):
-    """Written out, in two steps. The noise of the latter ends nowhere, as it ends at zero."""
+@pytest.mark.parametrize("forward", [False, True])
+def test_the_sampler_of_drawn_images_goes_down_the_chain_with_a_new_draw_in_every_step(few, digits, forward):
+    """Written out, in two steps, by the posterior or noised forward. The noise of the latter ends at zero."""
     generator, asked = generator_of(few, digits, 1.0), []
+    generator.noised_forward = forward
     unit = [torch.randn(4, 1, 8, 8, generator=seeded(seed)) for seed in range(10)]
 
     def noise(step):
@@ -652,7 +683,8 @@ def test_the_sampler_of_drawn_images_goes_down_the_chain_with_a_new_draw_in_ever
     middle, high = grid.sigmas[1], grid.sigmas[0]
     z = [each.flatten(1)[:, :LATENT] for each in unit]
     first = generator(x, high, None, z[2]).double()
-    wanted = ladder.posterior(x, first, high, middle, unit[0].double())
+    noised = first + middle * unit[0].double()
+    wanted = noised if forward else ladder.posterior(x, first, high, middle, unit[0].double())
     torch.testing.assert_close(found[1], wanted, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(found[2], generator(wanted, middle, None, z[3]).double(), rtol=1e-5, atol=1e-5)
     for step in (2, 3):
@@ -787,7 +819,7 @@ def test_the_critics_losses_leave_the_generator_alone_and_reach_every_weight_of_
     )  # fmt: skip
     assert it.drawn.requires_grad
     judge = functools.partial(objective.critic, class_labels=labels.repeat(2, 1))
-    losses = critic_losses(form, judge, it)
+    losses = critic_losses(form, judge, it, 2)
     sum(losses.values()).backward()
     assert all(weight.grad is None for weight in objective.denoiser.parameters())
     assert all(weight.grad is not None for weight in objective.critic.parameters())
@@ -802,36 +834,48 @@ def test_a_step_teaches_the_generator_and_leaves_the_critic_as_its_own_optimiser
 ):
     cell, noised, real = f"edm-baseline-{form.replace(' ', '-')}", [], adversarial.pair
     monkeypatch.setattr(adversarial, "pair", lambda *given: noised.append(given[-1]) or real(*given))
-    alone, engine, random = begun(cell)
-    rates = {name: adam.param_groups[0]["lr"] for name, adam in alone.optimisers().items()}
-    assert rates == {"denoiser": 1e-3, "critic": pytest.approx(adversarial.RELATIVE * 1e-3)}
-    it = real(
-        lambda x, sigma, z: alone.denoiser(x, sigma, told_classes(8), z), alone.levels, to_float(digits.images[:8]),
-        random["k"], random, form == "siddm ufo",
-    )  # fmt: skip
-    with engine.part():
-        losses = critic_losses(form, functools.partial(alone.critic, class_labels=told_classes(8).repeat(2, 1)), it)
-        engine.descend("critic", sum(losses.values()), adversarial.CLIP)
-
     learnt = []
     for step in (0, 1):
+        alone, engine, random = begun(cell)
+        rates = {name: adam.param_groups[0]["lr"] for name, adam in alone.optimisers().items()}
+        assert rates == {"denoiser": 1e-3, "critic": pytest.approx(adversarial.RELATIVE * 1e-3)}
+        generate = functools.partial(lambda net, x, sigma, z: net(x, sigma, told_classes(8), z), alone.denoiser)
+        images = to_float(digits.images[:8])
+        it = real(generate, alone.levels, images, random["k"], random, form == "siddm ufo")
+        with engine.part():
+            judge = functools.partial(alone.critic, class_labels=told_classes(8).repeat(2, 1))
+            losses = critic_losses(form, judge, it, step)
+            if losses:
+                engine.descend("critic", sum(losses.values()), adversarial.CLIP)
+
         objective, engine, random = begun(cell)
         before = {name: copy_of(module) for name, module in objective.modules().items()}
         found = objective.step(engine, batch_of(digits, random, step))
-        learnt.append("critic" in found)
+        learnt.append(bool(losses))
         assert moved(objective.denoiser, before["denoiser"])
         assert moved(objective.critic, before["critic"]) == learnt[-1]
-        if learnt[-1]:
-            assert not moved(objective.critic, copy_of(alone.critic))
-            assert {name: found[name].item() for name in losses} == {name: each.item() for name, each in losses.items()}
+        assert not moved(objective.critic, copy_of(alone.critic))
+        assert {name: found[name].item() for name in losses} == {name: each.item() for name, each in losses.items()}
         weights = [weight for module in objective.modules().values() for weight in module.parameters()]
         assert all(weight.grad is None and weight.requires_grad for weight in weights)
         assert next(iter(found)) == "loss"
-        assert set(found) == {"loss", "adversarial", "forward"} | (set(losses) if learnt[-1] else set())
+        assert set(found) == {"loss", "adversarial", "forward", *losses}
         assert found["loss"] == found["adversarial"] + found["forward"]
         assert (found["forward"] != 0) == (form != "ddgan")
-    assert any(learnt)
+    assert learnt == [True, form != "siddm ufo"]
     assert noised == [form == "siddm ufo"] * 2
+
+
+@pytest.mark.parametrize(("form", "price"), [("siddm", 12), ("siddm toy", 12), ("siddm ufo", 9), ("ddgan", 12)])
+def test_a_training_image_costs_what_is_said_of_it(begun, digits, form, price):
+    """Images that go through the networks in two steps, by hooks; where a gradient is wanted, three times as many."""
+    objective, engine, random = begun(f"edm-baseline-{form.replace(' ', '-')}")
+    passed = []
+    for module in objective.modules().values():
+        module.register_forward_hook(lambda _, given, __: passed.append(len(given[0]) * 3))
+    for step in (1, 2):
+        objective.step(engine, batch_of(digits, random, step))
+    assert sum(passed) / (2 * 8) == price == adversarial.evaluations(form)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -846,7 +890,7 @@ def test_a_critic_whose_rate_is_nothing_does_not_move_while_the_generator_goes_d
     )  # fmt: skip
     judge = functools.partial(alone.critic.requires_grad_(False), class_labels=told_classes(8))
     with engine.part():
-        losses = generator_losses(form, judge, it, random["fresh"], FRAMEWORKS["edm"].weight)
+        losses = generator_losses(form, judge, it, random["fresh"])
         engine.descend("denoiser", losses["adversarial"] + losses["forward"], adversarial.CLIP)
 
     objective, engine, random = begun(cell)

@@ -19,12 +19,13 @@ LATENT = 16  # numbers of z
 class Generator(Denoiser):
     """G(x; sigma, z): a denoiser whose network is told z, standard normal (N, 16), in place of augmentation labels.
 
-    `steps` is the number of levels that it was trained for, of `process.ladder`. Without z it draws that of z = 0.
+    `steps` is the number of levels that it was trained for, of `process.ladder`. Without z it draws that of z = 0. Its
+    draws go to the next lower level by the posterior, or `noised_forward` as it was trained in UFO's form.
     """
 
-    def __init__(self, model: nn.Module, steps: int, **preconditioning: Any) -> None:
+    def __init__(self, model: nn.Module, steps: int, noised_forward: bool = False, **preconditioning: Any) -> None:
         super().__init__(model, **preconditioning)
-        self.steps = steps
+        self.steps, self.noised_forward = steps, noised_forward
 
     def generated(self, x: Tensor, sigma: Tensor, unit: Tensor, class_labels: Tensor | None = None) -> Tensor:
         """A draw of the clean image, (N, C, H, W), given x (N, C, H, W) at sigma; z are the first numbers of `unit`.

@@ -462,6 +462,7 @@ def _of_systems(folder: Path, digits: Dataset, known: Dataset) -> Iterator[tuple
         ],
         "crossed": {"samplers": ["ddim", "f-pndm"], "grids": ["karras", "vp-time"], "nfe": [5]},
     })  # fmt: skip
+    plain = compared.model_copy(update={"systems": compared.systems[:2], "crossed": None, "distances": False})
     of_digits, of_known, untold = probe(), probe(variants=True), probe(variants=True, conditional=False)
     twice = probe(variants=True, seeds=(0, 1))
     measured = [
@@ -470,10 +471,11 @@ def _of_systems(folder: Path, digits: Dataset, known: Dataset) -> Iterator[tuple
         (of_digits, "edm-baseline", digits, NOISY), (of_digits, "edm-baseline-exact", digits, NOISY),
         (twice, "vp-fdm-gain", known, NOISY), (untold, "vp-fdm-gain", known, NOISY),
         (of_known, "cld-baseline", known, NOISY), (of_known, "mdm-baseline", known, NOISY),
+        (of_digits, "edm-baseline", digits, plain),
     ]  # fmt: skip
-    for number, (plain, cell, dataset, par) in enumerate(each for each in measured if each[1] in each[0].cells):
-        evaluation = plain.evaluation.model_copy(update={"systems": par})
-        profile, named = plain.model_copy(update={"evaluation": evaluation}), f"{cell} {number}"
+    for number, (probed, cell, dataset, par) in enumerate(each for each in measured if each[1] in each[0].cells):
+        evaluation = probed.evaluation.model_copy(update={"systems": par})
+        profile, named = probed.model_copy(update={"evaluation": evaluation}), f"{cell} {number}"
         with (
             mock.patch.object(Profile, "build", folder / f"systems{number}"),
             mock.patch.object(systems, "CONVERGED", ("heun", 32)),
@@ -486,7 +488,7 @@ def _of_systems(folder: Path, digits: Dataset, known: Dataset) -> Iterator[tuple
             told = list[int]()
             rows = systems.compare(profile, cell, dataset, lambda run: None, "cpu", told.append)
             assert systems.compare(profile, cell, dataset, lambda run: None).equals(rows)  # as it is remembered
-            assert sum(told) == systems.evaluations(profile, cell) and not systems.evaluations(plain, cell)
+            assert sum(told) == systems.evaluations(profile, cell) and not systems.evaluations(probed, cell)
             rows = rows[rows["quantity"] != "seconds"]
             yield f"systems: {named}", hash_of(torch.tensor(rows["value"].to_numpy(float)))
             one_class = dataset._replace(classes=1)

@@ -203,6 +203,9 @@ def few_steps_of(profile: Profile) -> dict[str, Callable[[], pd.DataFrame]]:
         "spaces": partial(few_steps.by_space, over, next(iter(over["over"]), "")),
         "along": partial(few_steps.along, profile, scores), "elsewhere": partial(few_steps.elsewhere, profile, rows),
         "failures": partial(few_steps.failures, profile, rows), "kernels": partial(few_steps.kernels, profile, rows),
+        "kernels_along": lambda: few_steps.kernels_along(
+            profile, scores, standings.floors(rows)[standings.spaces(rows)[0]]
+        ),
     }  # fmt: skip
 
 

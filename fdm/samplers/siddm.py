@@ -1,7 +1,8 @@
 """The steps of denoising diffusion GANs and of SIDDM: a drawn clean image, and the posterior given it.
 
 Xiao et al. 2022 (arXiv 2112.07804, section 3), Xu et al. 2023 (arXiv 2306.12511). With the mean of the clean image in
-place of a draw it would be DDIM with eta = 1.
+place of a draw it would be DDIM with eta = 1. The released UFO-DiT noises the drawn image forward to the lower level
+instead, in its training and in its sampling.
 """
 
 import itertools
@@ -52,7 +53,8 @@ def siddm(denoise: Any, x: Tensor, grid: Grid, steps: int, noise: Noise | None =
     yield x
     for i, (s, t) in enumerate(itertools.pairwise(grid.levels(steps).double().to(x.device))):
         clean = denoise.generated(x, s, noise(steps + i)).double()
-        x = ladder.posterior(x, clean, s, t, noise(i).double())
+        unit = noise(i).double()
+        x = clean + t * unit if denoise.noised_forward else ladder.posterior(x, clean, s, t, unit)
         yield x
 
 

@@ -80,10 +80,11 @@ def _sampled(profile: Profile, rows: pd.DataFrame) -> list[dict[str, Any]]:
         *((name, plain, system) for name, system in SAMPLED.items() if system != BASE),
         JOINT,
     ]
-    floors, out = standings.floors(rows), list[dict[str, Any]]()
+    floors, known, out = standings.floors(rows), standings.apart(rows), list[dict[str, Any]]()
     for name, cell, system in compared:
         for nfe in standings.of(profile).nfe:
-            found = [standings.between(rows, (cell, system), (plain, BASE), each, nfe, c) for each, c in floors.items()]
+            found = [standings.between(known, (cell, system), (plain, BASE), each, nfe, c)
+                     for each, c in floors.items()]  # fmt: skip
             if found[0] is not None:
                 row = _row(name, system if cell == plain else f"{system}, {cell}", nfe, f"{BASE}, {plain}")
                 out.append(row | {"quantity": "KID"} | _told(found[0]) | {"counts": standings.verdict(found)})
@@ -150,14 +151,15 @@ def wide(found: pd.DataFrame) -> pd.DataFrame:
 def plate(every: Beside) -> Figure:
     """All eleven: quality against evaluations, and against milliseconds a sample; samples above, restorations below.
 
-    Another profile may be of another machine, or of a busier one: the times of networks that were trained further are
-    multiplied by what DDIM takes in the first profile over what it takes in theirs, the median over equal evaluations.
+    Another profile may be of another machine, or of a busier one. A network that was trained further is as large as
+    DDIM's of the first profile, and each of its evaluations is drawn with that one's time. Its KID is of other samples
+    too: thin lines are what it is to be compared with, its start.
     """
     figure, axes = plt.subplots(2, 2, figsize=(10, 7.4), sharey="row", layout="constrained")
     colours = sns.color_palette("tab10")
     space, c = next(iter(standings.floors(every.sampled[1]).items()))
-    for colour, (name, line, style) in zip([*colours, GREY], _lines(every, space), strict=False):
-        _draw(axes[0], line.assign(shown=line[space].clip(lower=0) + c), name, {"color": colour} | style)
+    for name, line, style in _lines(every, space):
+        _draw(axes[0], line.assign(shown=line[space].clip(lower=0) + c), name, style)
     for colour, (name, line) in zip(colours, _restorations(*every.restoring).items(), strict=False):
         _draw(axes[1], line.assign(shown=line["PSNR"]), name, {"color": colour, "marker": "."})
     for ax in axes[0]:
@@ -189,19 +191,26 @@ def _lines(every: Beside, space: str) -> list[tuple[str, pd.DataFrame, dict[str,
     (profile, rows), (few, trained) = every.sampled, every.few
     means, (plain, fdm) = standings.quality(rows), _plain(profile)
     joint, cell, system = JOINT
+    colours = iter(sns.color_palette("tab10"))
     chosen = [*((name, plain, by) for name, by in SAMPLED.items()), ("FDM", fdm, BASE), (joint, cell, system)]
-    out = [(name, select(means, cell=cell, system=by), {"marker": "."}) for name, cell, by in chosen]
+    out = [
+        (name, select(means, cell=cell, system=by), {"marker": ".", "color": next(colours)})
+        for name, cell, by in chosen
+    ]
     out.append((f"({SECOND})", select(means, cell=plain, system=SECOND), {"color": GREY, "ls": "--"}))
     quality = few_steps.quality(few, trained)
-    ruler = select(means, cell=plain, system=BASE).set_index("nfe")["seconds"]
-    theirs = select(quality, kernel="baseline", system=BASE).set_index("nfe")["seconds"]
-    quality["seconds"] *= (ruler.reindex(theirs.index) / theirs).median()
+    ruler = select(means, cell=plain, system=BASE)
+    quality["seconds"] = quality["nfe"] * (ruler["seconds"] / ruler["nfe"]).median()
+    for system, dashes in ((BASE, ":"), (SECOND, "-.")):
+        start = select(quality, cell=plain, system=system).sort_values("nfe")
+        out.append((f"{system}, {few_steps.START}", start, {"color": GREY, "ls": dashes}))
     for objective, marker in zip(TRAINED, "so", strict=True):
         cells = [name for name, about in few.cells.items() if about.start == plain and about.few_steps
                  and about.few_steps.objective == objective]  # fmt: skip
         own = [select(quality, cell=name, nfe=few_steps.own(few, name)[0]) for name in cells]
         if own:
-            out.append((TRAINED[objective], pd.concat(own), {"marker": marker, "ls": "", "mfc": "none"}))
+            style = {"color": next(colours), "marker": marker, "ls": "", "mfc": "none"}
+            out.append((TRAINED[objective], pd.concat(own), style))
     return out
 
 

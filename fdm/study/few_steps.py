@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import load_file
@@ -23,7 +24,7 @@ from tqdm.auto import tqdm
 
 from fdm.data.datasets import Dataset, to_uint8
 from fdm.files import digest, write_json
-from fdm.study import closure, grid_toy, networks, standings, systems
+from fdm.study import closure, findings, grid_toy, networks, rules, standings, systems
 from fdm.study.measurements import select
 from fdm.study.profiles import Profile
 from fdm.tasks import generation
@@ -90,7 +91,7 @@ def over(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
 
     `counts` leaves out the space that a cell was trained in.
     """
-    floors, out = standings.floors(rows), list[dict[str, Any]]()
+    floors, known, out = standings.floors(rows), standings.apart(rows), list[dict[str, Any]]()
     for cell, about in profile.cells.items():
         if about.start is None:
             continue
@@ -99,7 +100,7 @@ def over(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
                 if other == cell:
                     continue
                 found = {
-                    space: standings.between(rows, (cell, _system(profile, cell, nfe)), (other, system), space, nfe, c)
+                    space: standings.between(known, (cell, _system(profile, cell, nfe)), (other, system), space, nfe, c)
                     for space, c in floors.items()
                 }
                 judges = [one for space, one in found.items() if space != space_of(profile, cell)]
@@ -114,8 +115,13 @@ def over(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def kernels(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
-    """FDM over its baseline after each method, by evaluations, in the extractor's space; `counts` is of all spaces."""
-    floors, out, cells = standings.floors(rows), list[dict[str, Any]](), dict[tuple[str, int], dict[str, str]]()
+    """FDM over its baseline after each method, by evaluations, in the extractor's space.
+
+    `counts` leaves out the space that was trained in. `over start` is the ratio of this ratio to that of the networks
+    that the method began with, and `from` and `to` its interval: below 1 the method helps FDM more.
+    """
+    floors, known, out = standings.floors(rows), standings.apart(rows), list[dict[str, Any]]()
+    cells = dict[tuple[str, int], dict[str, str]]()
     for cell, about in profile.cells.items():
         for nfe in own(profile, cell):
             cells.setdefault((method(profile, cell), nfe), {})[about.kernel] = cell
@@ -123,28 +129,44 @@ def kernels(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
         if len(both) < 2:
             continue
         fdm, plain = ((both[kernel], _system(profile, both[kernel], nfe)) for kernel in ("fdm", "baseline"))
-        found = [standings.between(rows, fdm, plain, space, nfe, c) for space, c in floors.items()]
-        row = {"method": name, "nfe": nfe} | standings.told(found[0])
-        out.append(row | {"counts": standings.verdict(found)})
-    return pd.DataFrame(out, columns=["method", "nfe", "ratio", "low", "high", "counts"])
+        found = {space: standings.between(known, fdm, plain, space, nfe, c) for space, c in floors.items()}
+        judges = [one for space, one in found.items() if space != space_of(profile, both["fdm"])]
+        space = next(iter(floors))
+        row = {"method": name, "nfe": nfe} | standings.told(found[space]) | {"counts": standings.verdict(judges)}
+        begun = {kernel: profile.cells[cell].start for kernel, cell in both.items()}
+        if all(begun.values()):
+            base = standings.of(profile).systems[0].name
+            places = [fdm, (begun["fdm"], base), plain, (begun["baseline"], base)]
+            logs = [standings.values(known, str(cell), space, nfe, floors[space]).loc[by] for cell, by in places]
+            told = pd.DataFrame([each.rename(n) for n, each in enumerate(logs)]).dropna(axis=1).to_numpy()
+            more = standings.told(rules.paired(told, np.array([1.0, -1.0, -1.0, 1.0])))
+            row |= dict(zip(("over start", "from", "to"), more.values(), strict=True))
+        out.append(row)
+    columns = ["method", "nfe", "ratio", "low", "high", "counts", "over start", "from", "to"]
+    return pd.DataFrame(out, columns=columns)
 
 
 def failures(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
-    """Adversarial trainings by kernel and method: how many, how many failed, and how many no longer draw classes."""
-    out, space = list[dict[str, Any]](), standings.spaces(rows)[0]
+    """Adversarial trainings by kernel and method: how many, how many failed, and how many no longer draw classes.
+
+    Beside those that failed, which is in the extractor's space, how many are further off in each of the others.
+    """
+    out, spaces = list[dict[str, Any]](), standings.spaces(rows)
+    names = {space: f"further off, {space}" for space in spaces[1:]}
     for cell, about in profile.cells.items():
         if not about.generates or about.few_steps is None:
             continue
         nfe = about.few_steps.steps
         mine = _of(rows, cell, _system(profile, cell, nfe), nfe)
         start = _of(rows, str(about.start), standings.of(profile).systems[0].name, nfe)
-        worse = mine[space] > start[space].reindex(mine.index)
+        worse = {space: int((mine[space] > start[space].reindex(mine.index)).sum()) for space in spaces}
         lost = mine["accuracy"] < COLLAPSED if "accuracy" in mine else pd.Series(False, mine.index)
         out.append({
             "kernel": about.kernel, "method": method(profile, cell), "nfe": nfe, "training runs": len(mine),
-            "failed": int(worse.sum()), "no longer draw classes": int(lost.sum()),
+            "failed": worse[spaces[0]], **{name: worse[space] for space, name in names.items()},
+            "no longer draw classes": int(lost.sum()),
         })  # fmt: skip
-    columns = ["kernel", "method", "nfe", "training runs", "failed", "no longer draw classes"]
+    columns = ["kernel", "method", "nfe", "training runs", "failed", *names.values(), "no longer draw classes"]
     return pd.DataFrame(out, columns=columns)
 
 
@@ -156,14 +178,14 @@ def _of(rows: pd.DataFrame, cell: str, system: str, nfe: int) -> pd.DataFrame:
 
 def elsewhere(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
     """What fine-tuning for some evaluations does to others: KID over that of the start, the extractor's, by NFE."""
-    space, out = standings.spaces(rows)[0], list[dict[str, Any]]()
+    space, known, out = standings.spaces(rows)[0], standings.apart(rows), list[dict[str, Any]]()
     c, first = standings.floors(rows)[space], standings.of(profile).systems[0].name
     for cell, about in profile.cells.items():
         if about.few_steps is None or about.generates:
             continue
         row: dict[str, Any] = {"kernel": about.kernel, "trained for": about.few_steps.steps}
         for nfe in standings.of(profile).nfe:
-            found = standings.between(rows, (cell, first), (str(about.start), first), space, nfe, c)
+            found = standings.between(known, (cell, first), (str(about.start), first), space, nfe, c)
             row[str(nfe)] = standings.told(found)["ratio"]
         out.append(row)
     return pd.DataFrame(out)
@@ -182,13 +204,15 @@ def quality(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
 def along(profile: Profile, scores: pd.DataFrame) -> pd.DataFrame:
     """Quality and diversity along the training for few steps: mean over trainings, by cell and share of the budget.
 
-    `scores` are the profile's measurements; of each cell with its own sampler and number of evaluations.
+    `scores` are the profile's measurements; of each cell with its own sampler and number of evaluations. The share 0 is
+    the network that the cell starts from, where that is sampled in the same way.
     """
     out = []
     for cell, about in profile.cells.items():
         if about.few_steps is None:
             continue
-        mine = select(scores, cell=cell, nfe=about.few_steps.steps)
+        begun = select(scores, cell=str(about.start), nfe=about.few_steps.steps).assign(duration=0.0)
+        mine = pd.concat([begun, select(scores, cell=cell, nfe=about.few_steps.steps)])
         table = mine.pivot_table(index="duration", columns="metric", values="value", aggfunc="mean", sort=False)
         table = table.reset_index().assign(cell=cell, kernel=about.kernel, method=method(profile, cell))
         out.append(table.assign(nfe=about.few_steps.steps))
@@ -197,6 +221,24 @@ def along(profile: Profile, scores: pd.DataFrame) -> pd.DataFrame:
     found = pd.concat(out, ignore_index=True)
     first = ["kernel", "method", "cell", "nfe", "duration"]
     return found[[*first, *(column for column in found if column not in first)]]
+
+
+def kernels_along(profile: Profile, scores: pd.DataFrame, c: float) -> pd.DataFrame:
+    """FDM over its baseline along the training for few steps: KID + c in the extractor's space, paired by seed."""
+    found: dict[tuple[str, int], dict[str, pd.DataFrame]] = {}
+    for cell, about in profile.cells.items():
+        if about.few_steps:
+            mine = select(scores, cell=cell, nfe=about.few_steps.steps, metric="KID")
+            table = mine.pivot_table(index="duration", columns="seed", values="value")
+            found.setdefault((method(profile, cell), about.few_steps.steps), {})[about.kernel] = table
+    out = []
+    for (name, nfe), both in found.items():
+        if len(both) == 2:
+            logs = {kernel: np.log(table.clip(lower=0) + c) for kernel, table in both.items()}
+            for share, ratios in (logs["fdm"] - logs["baseline"]).iterrows():
+                estimate = rules.paired(ratios.dropna().to_numpy()[None], np.ones(1))
+                out.append({"method": name, "nfe": nfe, "share": share} | findings.told(estimate))
+    return pd.DataFrame(out, columns=["method", "nfe", "share", "ratio", "low", "high", "seeds"])
 
 
 @torch.inference_mode()

@@ -58,7 +58,10 @@ def by_evaluations(profile: Profile, quality: pd.DataFrame, quantities: list[str
 
 
 def along(table: pd.DataFrame, metrics: list[str]) -> Figure:
-    """Quality and diversity along the training, a panel a metric: dashed the baseline, solid FDM."""
+    """Quality and diversity along the training, a panel a metric: dashed the baseline, solid FDM.
+
+    The share 0, before the training, stands left of the first on an axis that is logarithmic from there on.
+    """
     figure, axes = plt.subplots(1, len(metrics), figsize=(3.1 * len(metrics) + 1.8, 3), layout="constrained")
     for ax, metric in zip(axes, metrics, strict=True):
         for (kernel, name, nfe), line in table.groupby(["kernel", "method", "nfe"], sort=False):
@@ -67,7 +70,8 @@ def along(table: pd.DataFrame, metrics: list[str]) -> Figure:
             ax.plot(line["duration"], line[metric], "-" if kernel == "fdm" else "--", marker=MARKS[str(name)],
                     color=COLOURS[str(name)], alpha=alpha, lw=1, ms=3.5, label=label)  # fmt: skip
         shares = sorted(set(table["duration"]))
-        ax.set(xlabel="share of the training for few steps", ylabel=metric, xscale="log")
+        ax.set(xlabel="share of the training for few steps", ylabel=metric)
+        ax.set_xscale("symlog", base=2, linthresh=min(share for share in shares if share), linscale=0.7)
         ax.set_xticks(shares, [f"{share:g}" for share in shares], fontsize=8)
         ax.xaxis.set_minor_locator(NullLocator())
         if metric not in ("recall", "coverage", "accuracy", "precision"):

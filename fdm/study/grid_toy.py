@@ -1,7 +1,7 @@
 """The toy of SIDDM's authors: a grid of 25 Gaussians that small networks draw in a few steps.
 
 Xu et al. 2023 (arXiv 2306.12511, section 5.1), after Xiao et al. 2022 (arXiv 2112.07804). It learns by the study's own
-`training.objectives.adversarial`, where all is known and a training takes a minute: which modes are drawn, and whether
+`training.objectives.adversarial`, where all is known and a training takes minutes: which modes are drawn, and whether
 the two ends of a step belong together. Noise levels are sigma at scale 1, as everywhere in the study.
 """
 
@@ -35,14 +35,12 @@ SD = math.sqrt(SPACING**2 * (SIDE**2 - 1) / 12 + SPREAD**2)  # of a coordinate, 
 FAINTEST = 1e-3
 LATENT, WIDTH = 2, 100  # numbers of z, units of a hidden layer, as released
 INPUT = 4.0  # standard deviation of what the networks see: with 1 they part neighbouring modes more slowly
-# Released: 187,500 iterations of 4,000 points at rates of 1e-4 and 4e-4, hours on one core; here a minute. With the
+# Released: 187,500 iterations of 4,000 points at rates of 1e-4 and 4e-4, hours on one core; here minutes. With the
 # released rates as few iterations find 18 modes; with twice these the paper's form diverges.
-BATCH, ITERATIONS = 250, 15_000
+BATCH, ITERATIONS = 250, 10_000
 RATES = (1e-3, 4e-3)  # of the generator and the critic
 BETAS = (0.5, 0.999)  # Adam's, as released
 EMA = 0.999  # decay an iteration of the weights' average; released: none
-# Of UFO's denoising, in parts of EDM's weight: with 1 it outweighs the critic, and the mean takes the place of a draw.
-DENOISING = 0.1
 
 DRAWN, REAL, FEW = 10_000, 100_000, 2_000  # points behind the statistics: drawn and real, and of both for MMD^2
 NEAR = 4 * SPREAD  # a point is of a mode up to this distance from its centre
@@ -118,11 +116,6 @@ class Critic(nn.Module):
         return logit.flatten(), _clean(x, sigma, first), x + (above**2 - sigma**2).sqrt() * last
 
 
-def weight(sigma: Tensor) -> Tensor:
-    """Of the squared error of UFO's denoising at sigma, elementwise."""
-    return DENOISING * (sigma**2 + SD**2) / (sigma * SD) ** 2
-
-
 def _random(*key: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(int(digest(key), 16))
 
@@ -157,8 +150,10 @@ def train(form: str, steps: int, seed: int, iterations: int = ITERATIONS) -> Gen
         noise = {name: torch.randn(BATCH, 2, generator=random) for name in ("lower", "upper", "drawn", "fresh")}
         noise["z"] = torch.rand(BATCH, LATENT, generator=random)
         it = pair(net, net.levels, points, k, noise, form == "siddm ufo")
-        _descend(torch.stack([*critic_losses(objective, critic, it).values()]).sum(), others)
-        losses = generator_losses(objective, critic, it, noise["fresh"], weight)
+        found = critic_losses(objective, critic, it, iteration)
+        if found:
+            _descend(torch.stack([*found.values()]).sum(), others)
+        losses = generator_losses(objective, critic, it, noise["fresh"])
         _descend(losses["adversarial"] + (0 if form == UNTIED else losses["forward"]), own)
         torch._foreach_lerp_([*average.parameters()], [each.detach() for each in net.parameters()], 1 - EMA)
     return average.eval()

@@ -183,6 +183,7 @@ class SystemsParams(Strict):
     # The first is the one that the others are compared with.
     systems: Annotated[list[SystemParams], Field(min_length=2)]
     crossed: CrossedParams | None = None
+    distances: bool = True  # whether samples' distances to converged ones are measured, which take most evaluations
     heads: HeadParams | None = None  # how they are trained, on every network that samples with them
     only: dict[str, list[str]] = Field(default_factory=dict)  # cells with some of the systems alone, and none crossed
 
@@ -195,6 +196,8 @@ class SystemsParams(Strict):
         from fdm.samplers import GRIDS, SAMPLERS  # which imports torch
 
         crossed = self.crossed
+        if crossed and not self.distances:
+            raise ValueError("evaluation.systems: what is crossed is measured by its distances, and they are left out")
         samplers = [*(each.sampler for each in self.systems), *(crossed.samplers if crossed else [])]
         grids = [*(each.grid for each in self.systems if each.grid), *(crossed.grids if crossed else [])]
         for wanted, known in [*((name, [*SAMPLERS]) for name in samplers), *((name, [*GRIDS]) for name in grids)]:

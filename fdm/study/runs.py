@@ -30,7 +30,7 @@ from tqdm import tqdm
 from fdm.data import datasets, downloads, sources
 from fdm.files import FdmError, digest, replace, root, sha256, write_json, write_text
 from fdm.model import checkpoints, generator, released
-from fdm.params import SNAPSHOTS, snapshot_name
+from fdm.params import SNAPSHOTS, FewStepsParams, snapshot_name
 from fdm.process.frameworks import FRAMEWORKS
 from fdm.process.joint import JOINT
 from fdm.study import (
@@ -263,11 +263,16 @@ def specify(profile: Profile, name: str, dataset: datasets.Dataset) -> dict[str,
             "attn_resolutions": net.attn_resolutions,
             "dropout": net.dropout,
         },
-        "denoiser": run.model_dump(include=of_model)
-        | ({"steps": run.few_steps.steps} if run.few_steps and run.generates else {}),
+        "denoiser": run.model_dump(include=of_model) | (_drawing(run.few_steps) if run.generates else {}),
         "run": run.model_dump(exclude=NAMELESS),
         "training": par.model_dump(exclude={"state_kimg"}),
     } | ({"few_steps": run.few_steps.model_dump()} if run.few_steps else {})
+
+
+def _drawing(few: FewStepsParams | None) -> dict[str, Any]:
+    """What a generator is told of its steps."""
+    assert few is not None
+    return {"steps": few.steps} | ({"noised_forward": True} if few.objective == "siddm ufo" else {})
 
 
 def expected(profile: Profile, name: str, dataset: datasets.Dataset) -> dict[str, Any] | None:

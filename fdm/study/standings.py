@@ -30,7 +30,10 @@ KERNELS = ("baseline", "fdm")
 DRAWN = 20_000  # samples behind a distance on the mixture
 DECIDING = 2  # spaces of features that have to agree
 QUANTILE = 0.95  # of real images, for c
+DISTANCES = ("distance", "flow distance")  # to converged samples
 TAIL = 0.025  # chance of an interval on one side
+
+Apart = dict[tuple[str, str, int], pd.DataFrame]  # see `apart`
 
 
 def of(profile: Profile) -> SystemsParams:
@@ -50,10 +53,21 @@ def floors(rows: pd.DataFrame) -> dict[str, float]:
     return {space: float(select(real, quantity=space)["value"].abs().quantile(QUANTILE)) for space in spaces(rows)}
 
 
-def values(rows: pd.DataFrame, cell: str, quantity: str, nfe: int, floor: float | None = None) -> pd.DataFrame:
+def apart(rows: pd.DataFrame) -> Apart:
+    """What was measured of systems, by cell, quantity and evaluations: values by system (rows) and training (columns).
+
+    Of kernel distances and of those to converged samples.
+    """
+    keys = ["cell", "quantity", "nfe"]
+    mine = select(rows, part="systems", quantity=[*spaces(rows), *DISTANCES])
+    mine = mine.groupby([*keys, "system", "seed"], sort=False)["value"].mean()
+    parts = mine.groupby(level=keys, sort=False)
+    return {key: each.droplevel(keys).unstack(sort=False).dropna() for key, each in parts}
+
+
+def values(found: Apart, cell: str, quantity: str, nfe: int, floor: float | None = None) -> pd.DataFrame:
     """ln of a cell's quantity by system (rows) and training (columns); of a KID with its floor."""
-    mine = select(rows, cell=cell, quantity=quantity, nfe=nfe, part="systems")
-    table = mine.pivot_table(index="system", columns="seed", values="value", aggfunc="mean", sort=False).dropna()
+    table = found.get((cell, quantity, nfe), pd.DataFrame())
     return np.log(table if floor is None else table.clip(lower=0) + floor)
 
 
@@ -73,16 +87,16 @@ def over(table: pd.DataFrame, system: str, base: str) -> Estimate | None:
 
 
 def between(
-    rows: pd.DataFrame, mine: tuple[str, str], theirs: tuple[str, str], quantity: str, nfe: int, c: float
+    found: Apart, mine: tuple[str, str], theirs: tuple[str, str], quantity: str, nfe: int, c: float
 ) -> Estimate | None:
     """ln of the ratio of two cells, each by its system, paired by training; None where one of both is missing."""
-    found = {}
+    both = {}
     for key, (cell, system) in (("mine", mine), ("theirs", theirs)):
-        table = values(rows, cell, quantity, nfe, c)
+        table = values(found, cell, quantity, nfe, c)
         if system not in table.index:
             return None
-        found[key] = table.loc[system]
-    return over(pd.DataFrame(found).dropna().T, "mine", "theirs")
+        both[key] = table.loc[system]
+    return over(pd.DataFrame(both).dropna().T, "mine", "theirs")
 
 
 def told(estimate: Estimate | None) -> dict[str, float]:
@@ -112,11 +126,11 @@ def verdict(estimates: list[Estimate | None]) -> str:
 
 def ratios(rows: pd.DataFrame, par: SystemsParams) -> pd.DataFrame:
     """Each system over the first, by cell, evaluations and quantity: ratio with its interval, and whether it counts."""
-    base, c, out = par.systems[0].name, floors(rows), []
-    distances = [each for each in ("distance", "flow distance") if each in set(rows["quantity"])]
+    base, c, known, out = par.systems[0].name, floors(rows), apart(rows), []
+    distances = [each for each in DISTANCES if each in set(rows["quantity"])]
     for cell in dict.fromkeys(select(rows, part="systems")["cell"]):
         for nfe in par.nfe:
-            table = {each: values(rows, cell, each, nfe, c.get(each)) for each in [*c, *distances]}
+            table = {each: values(known, cell, each, nfe, c.get(each)) for each in [*c, *distances]}
             for system in (each for each in next(iter(table.values())).index if each != base):
                 found = {each: over(table[each], system, base) for each in table}
                 counts = verdict([found[space] for space in c])
@@ -140,18 +154,18 @@ def pairs(profile: Profile) -> list[tuple[str, str, str]]:
     ]  # fmt: skip
 
 
-def both(rows: pd.DataFrame, plain: str, fdm: str, space: str, nfe: int, c: float) -> pd.DataFrame:
+def both(found: Apart, plain: str, fdm: str, space: str, nfe: int, c: float) -> pd.DataFrame:
     """`values` of both cells, by (cell, system), of the trainings that both have."""
-    found = {cell: values(rows, cell, space, nfe, c) for cell in (plain, fdm)}
-    return pd.concat(found, join="inner", axis=0).dropna(axis=1)
+    tables = {cell: values(found, cell, space, nfe, c) for cell in (plain, fdm)}
+    return pd.concat(tables, join="inner", axis=0).dropna(axis=1)
 
 
 def kernels(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
     """FDM over its baseline with each system, by framework and evaluations, and whether that counts."""
-    c, out = floors(rows), []
+    c, known, out = floors(rows), apart(rows), []
     for framework, plain, fdm in pairs(profile):
         for nfe in of(profile).nfe:
-            table = {space: both(rows, plain, fdm, space, nfe, floor) for space, floor in c.items()}
+            table = {space: both(known, plain, fdm, space, nfe, floor) for space, floor in c.items()}
             first = next(iter(table.values()))
             for system in dict.fromkeys(first.index.get_level_values(1)):
                 found = {space: over(each, (fdm, system), (plain, system)) for space, each in table.items()}  # type: ignore[arg-type]
@@ -167,10 +181,10 @@ def interactions(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
     Below 1 it helps FDM more. By framework and evaluations, paired by the seed that both kernels have, in the
     extractor's space; `counts` is of all spaces. `baseline` and `fdm` are the ratios.
     """
-    c, out, base = floors(rows), [], of(profile).systems[0].name
+    c, known, out, base = floors(rows), apart(rows), [], of(profile).systems[0].name
     for framework, plain, fdm in pairs(profile):
         for nfe in of(profile).nfe:
-            table = {space: both(rows, plain, fdm, space, nfe, floor) for space, floor in c.items()}
+            table = {space: both(known, plain, fdm, space, nfe, floor) for space, floor in c.items()}
             names = dict.fromkeys(next(iter(table.values())).index.get_level_values(1))
             for system in (each for each in names if each != base):
                 found, places = [], [(fdm, system), (fdm, base), (plain, system), (plain, base)]
@@ -194,10 +208,10 @@ def against(rows: pd.DataFrame, par: SystemsParams) -> pd.DataFrame:
 
     Beside it both over the first: where neither differs from that, they are alike for no other reason.
     """
-    base, c, out = par.systems[0].name, floors(rows), []
+    base, c, known, out = par.systems[0].name, floors(rows), apart(rows), []
     for cell in dict.fromkeys(select(rows, part="systems")["cell"]):
         for nfe in par.nfe:
-            table = {space: values(rows, cell, space, nfe, floor) for space, floor in c.items()}
+            table = {space: values(known, cell, space, nfe, floor) for space, floor in c.items()}
             for each in par.systems:
                 for other in each.against:
                     found = [over(one, each.name, other) for one in table.values()]

@@ -135,7 +135,7 @@ def evaluations(profile: Profile, cell: str) -> int:
 
 def _converged(par: SystemsParams, cell: str) -> int:
     """Evaluations a sample behind the converged solutions of a run."""
-    every = {each.block for each in reported(par, cell, {}) if SAMPLERS[each.sampler].flows}
+    every = {each.block for each in reported(par, cell, {}) if par.distances and SAMPLERS[each.sampler].flows}
     return CONVERGED[1] * len(every)
 
 
@@ -279,7 +279,7 @@ class Bench:
         began, counted = time.perf_counter(), Counted(self.headed(what)[0])
         x = self.end(counted, self.seeds(what.block), what.sampler, what.nfe, what.options)
         found = {"seconds": (time.perf_counter() - began) / len(x)}
-        if what.part != "tuning" and SAMPLERS[what.sampler].flows:
+        if self.par.distances and what.part != "tuning" and SAMPLERS[what.sampler].flows:
             found["distance"] = _distance(x, self.solution(what.block))
             if self.exact is not None:
                 found["flow distance"] = _distance(x, self.solution(what.block, exact=True))
@@ -315,7 +315,7 @@ def experiments(
     par = profile.evaluation
     assert par.systems is not None
     code = [closure.identity("systems"), closure.identity(closure.of_sampler(CONVERGED[0]))]
-    shape = [trained, dataset, par.extractor, weights, par.systems.samples]
+    shape = [trained, dataset, par.extractor, weights, par.systems.samples, *([] if par.systems.distances else [False])]
     used = {what: dict(what.options).get("heads") for what in every}
     of_heads = {what: [heads.experiment(trained, par.systems.heads, str(targets))]
                 for what, targets in used.items() if targets and par.systems.heads}  # fmt: skip
@@ -335,9 +335,9 @@ def compare(
     """Compare all systems on the runs of a cell: a tidy row a set of samples and quantity.
 
     `quantity` is `distance`, the median distance (root mean square a pixel) to the converged sample of the same latent;
-    `flow distance`, that to the exact flow's, where it is known; FD and KID in up to three spaces; recall, accuracy;
-    and `seconds` a sample. `expected` gives the sections of a checkpoint's description that must agree with a run's.
-    Memory, `advance` and what is raised are as in `measure.evaluate`.
+    `flow distance`, that to the exact flow's, where it is known; both where the profile wants distances; FD and KID in
+    up to three spaces; recall, accuracy; and `seconds` a sample. `expected` gives the sections of a checkpoint's
+    description that must agree with a run's. Memory, `advance` and what is raised are as in `measure.evaluate`.
     """
     par = profile.evaluation.systems
     assert par is not None

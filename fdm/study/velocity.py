@@ -84,13 +84,13 @@ def across(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
 
     The ratio in the first space, with its interval; `counts` is of all spaces.
     """
-    c, out = standings.floors(rows), list[dict[str, Any]]()
+    c, known, out = standings.floors(rows), standings.apart(rows), list[dict[str, Any]]()
     joint, plain = cells(profile)
     for cell in joint:
         names = [each.name for each in standings.of(profile).of(cell)]
         for other in plain:
             for nfe in standings.of(profile).nfe:
-                table = {space: standings.both(rows, other, cell, space, nfe, floor) for space, floor in c.items()}
+                table = {space: standings.both(known, other, cell, space, nfe, floor) for space, floor in c.items()}
                 for system in names:
                     found = {space: standings.over(each, (cell, system), (other, system))  # type: ignore[arg-type]
                              for space, each in table.items()}  # fmt: skip

@@ -97,7 +97,8 @@ def evaluations(run: RunParams) -> int:
     """Network evaluations that cost as much as training on an image: backward a pass costs two."""
     if run.few_steps is None:
         return cost.TRAINING
-    return adversarial.EVALUATIONS if run.few_steps.adversarial else discrepancy.EVALUATIONS * run.few_steps.steps
+    few = run.few_steps
+    return adversarial.evaluations(few.objective) if few.adversarial else discrepancy.EVALUATIONS * few.steps
 
 
 def kimg(par: TrainingParams, step: int) -> float:

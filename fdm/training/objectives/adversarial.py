@@ -3,16 +3,22 @@
 In the noise level sigma at scale 1: x_k = x_{k-1} + sqrt(sigma_k^2 - sigma_{k-1}^2) n. The generator G(x_k, sigma_k, z)
 draws a clean image, from which the posterior makes x'_{k-1}.
 
-- `siddm`, as its paper has it (Xu et al. 2023, arXiv 2306.12511): the critic compares x'_{k-1} with x_{k-1} alone, and
-  an auxiliary forward term ties x'_{k-1} to x_k, -ln q(x_k | x'_{k-1}) less the entropy of x_k given x'_{k-1}, which a
+- `siddm`, after its paper (Xu et al. 2023, arXiv 2306.12511): the critic compares x'_{k-1} with x_{k-1} alone, and an
+  auxiliary forward term ties x'_{k-1} to x_k, -ln q(x_k | x'_{k-1}) less the entropy of x_k given x'_{k-1}, which a
   regression of x_k bounds. The critic also denoises real images.
 - `siddm toy`, as the released toy has it: the critic compares clean images with drawn ones, and the forward term is the
   squared difference of x_k and x'_{k-1} noised anew, in VP's scale, without weight and without entropy.
 - `siddm ufo`, as the released UFO-DiT has it: drawn images are noised forward, not by the posterior, and the forward
-  term is the ordinary loss of the denoiser.
-- `ddgan` (Xiao et al. 2022, arXiv 2112.07804): the critic sees x_k beside x_{k-1}, and there is no forward term.
+  term is the squared error of the noise. Its critic steps with every second batch, and logits on the right side of
+  +-1/2 count as there.
+- `ddgan` (Xiao et al. 2022, arXiv 2112.07804): the critic sees x_k beside x_{k-1}, and there is no forward term. R1
+  keeps the critic smooth: the squared norm of its gradient at real images, in VP's scale, with every 15th batch.
+
+Forward terms are means over pixels, as in the released codes. These draw a pair for the critic and another for the
+generator; here the generator steps on the pair that the critic has just seen, which saves a pass.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +26,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import softplus
 
 from fdm.model import checkpoints
@@ -27,19 +34,26 @@ from fdm.model.denoiser import Denoiser
 from fdm.model.generator import LATENT, Critic, Generator
 from fdm.params import RunParams, TrainingParams
 from fdm.process import ladder
-from fdm.process.frameworks import FRAMEWORKS
 from fdm.tasks.generation import noise_range
 from fdm.training.engine import Batch, Engine, Losses
 
-# Network evaluations that a training image costs, about, where backward a pass costs two: the generator forward and
-# backward, the critic likewise for it, and for itself on twice as many images.
-EVALUATIONS = 12
 RELATIVE = 1.25 / 1.6  # the critic's learning rate over the generator's, as DDGAN's published ones
 CLIP = 1.0  # the largest norm of a gradient, as in the released UFO-DiT
 BETAS = ((0.9, 0.999), (0.0, 0.999))  # Adam's, of the generator and the critic, as there
+BETAS_DDGAN = ((0.5, 0.9), (0.5, 0.9))  # as published
+EVERY, ENOUGH = 2, 0.5  # UFO's critic steps in one batch of these, and a logit beyond that is right enough
+R1_EVERY, R1 = 15, 0.02  # DDGAN's critic is penalised in one batch of these, with half that weight
 
 Judge = Callable[..., tuple[Tensor, Tensor, Tensor]]  # a critic that knows the classes: logit, clean image, x above
-Weight = Callable[[Tensor], Tensor] | None  # of the denoiser's loss, by the noise level
+
+
+def evaluations(objective: str) -> int:
+    """Network evaluations that a training image costs, about, where backward a pass costs two.
+
+    The generator forward and backward, the critic likewise for it, and for itself on twice as many images, UFO's with
+    every second batch. DDGAN's penalty comes so seldom that it is left out.
+    """
+    return 3 + 3 + 6 // (EVERY if objective == "siddm ufo" else 1)
 
 
 class Pair(NamedTuple):
@@ -84,16 +98,34 @@ def seen(objective: str, it: Pair) -> tuple[tuple[Tensor, Tensor], Tensor, Tenso
     return (it.real, it.made), it.below_sigma, it.above if objective == "ddgan" else None
 
 
-def critic_losses(objective: str, judge: Judge, it: Pair) -> Losses:
-    """What the critic minimises: `critic`, and of the paper's form the regression of x_k and the denoising."""
+def cut(objective: str, logit: Tensor) -> Tensor:
+    """A logit that is wished to be large, (N,): in UFO's form it counts up to 1/2."""
+    return logit.clamp(max=ENOUGH) if objective == "siddm ufo" else logit
+
+
+def critic_losses(objective: str, judge: Judge, it: Pair, step: int) -> Losses:
+    """What the critic minimises in the batch `step`, nothing where it is not its turn.
+
+    `critic`; in the paper's form the regression of x_k and the denoising; in DDGAN's R1's `penalty`, now and then.
+    """
+    if objective == "siddm ufo" and step % EVERY:
+        return {}
     (real, drawn), level, beside = seen(objective, it)
+    penalised = objective == "ddgan" and step % R1_EVERY == 0
+    real = real.detach().requires_grad_(penalised)
     twice = functools.partial(torch.cat, dim=0)
-    logit, clean, above = judge(
-        twice([real, drawn.detach()]), twice([level] * 2), twice([it.above_sigma] * 2),
-        None if beside is None else twice([beside] * 2),
-    )  # fmt: skip
+    # Other kernels of attention have no second derivative.
+    with sdpa_kernel(SDPBackend.MATH) if penalised else contextlib.nullcontext():
+        logit, clean, above = judge(
+            twice([real, drawn.detach()]), twice([level] * 2), twice([it.above_sigma] * 2),
+            None if beside is None else twice([beside] * 2),
+        )  # fmt: skip
     of_real, of_drawn = logit.chunk(2)
-    out = {"critic": (softplus(-of_real) + softplus(of_drawn)).mean()}
+    out = {"critic": (softplus(-cut(objective, of_real)) + softplus(-cut(objective, -of_drawn))).mean()}
+    if penalised:
+        (slope,) = torch.autograd.grad(of_real.sum(), real, create_graph=True)
+        slope = slope * (1 + level**2).sqrt()  # by the image in VP's scale
+        out["penalty"] = R1 / 2 * slope.square().flatten(1).sum(1).mean()
     # Otherwise with weight 0, as every weight has to have a gradient where processes share theirs.
     used = 1.0 if objective == "siddm" else 0.0
     regression = (it.above - above.chunk(2)[1]).square() / (2 * it.variance)
@@ -102,11 +134,10 @@ def critic_losses(objective: str, judge: Judge, it: Pair) -> Losses:
     }  # fmt: skip
 
 
-def generator_losses(objective: str, judge: Judge, it: Pair, fresh: Tensor, weight: Weight = None) -> Losses:
+def generator_losses(objective: str, judge: Judge, it: Pair, fresh: Tensor) -> Losses:
     """What the generator minimises: `adversarial`, and `forward`, which ties x'_{k-1} to x_k.
 
-    `fresh` is unit noise of the shape of the images, for the toy's form; `weight(sigma)` that of the denoiser's loss,
-    for UFO's.
+    `fresh` is unit noise of the shape of the images, for the toy's form.
     """
     (_, drawn), level, beside = seen(objective, it)
     logit, _, above = judge(drawn, level, it.above_sigma, beside)
@@ -116,11 +147,10 @@ def generator_losses(objective: str, judge: Judge, it: Pair, fresh: Tensor, weig
         again = it.made + it.variance.sqrt() * fresh
         forward = (again - it.above).square() / (1 + it.above_sigma**2)
     elif objective == "siddm ufo":
-        assert weight is not None
-        forward = weight(it.above_sigma) * (it.drawn - it.clean).square()
+        forward = ((it.drawn - it.clean) / it.above_sigma).square()
     else:
         forward = torch.zeros_like(it.made)
-    return {"adversarial": softplus(-logit).mean(), "forward": forward.mean()}
+    return {"adversarial": softplus(-cut(objective, logit)).mean(), "forward": forward.mean()}
 
 
 def _begun(built: Denoiser, first: Denoiser) -> Generator:
@@ -136,14 +166,14 @@ class Adversarial:
         self, description: dict[str, Any], run: RunParams, par: TrainingParams, device: torch.device, start: Path | None
     ) -> None:
         assert run.few_steps is not None and start is not None
-        self.run, self.form = run, run.few_steps.objective
+        self.form = run.few_steps.objective
         first, _ = checkpoints.load(start)
         built = [checkpoints.build(description).to(device).to(memory_format=torch.channels_last) for _ in range(2)]
         self.denoiser, self.ema = (_begun(each, first) for each in built)
         self.denoiser.train()
         self.ema.eval().requires_grad_(False)
         self.critic = Critic(description["network"], first).to(device).to(memory_format=torch.channels_last).train()
-        of_generator, of_critic = BETAS
+        of_generator, of_critic = BETAS_DDGAN if self.form == "ddgan" else BETAS
         self.adams: dict[str, torch.optim.Optimizer] = {
             "denoiser": torch.optim.Adam(self.denoiser.parameters(), lr=par.lr, betas=of_generator, fused=True),
             "critic": torch.optim.Adam(
@@ -181,13 +211,13 @@ class Adversarial:
                 random, self.form == "siddm ufo",
             )  # fmt: skip
             twice = None if labels is None else labels.repeat(2, 1)
-            found = critic_losses(self.form, functools.partial(models["critic"], class_labels=twice), it)
-            engine.descend("critic", torch.stack([*found.values()]).sum(), CLIP)
+            found = critic_losses(self.form, functools.partial(models["critic"], class_labels=twice), it, batch.step)
+            if found:
+                engine.descend("critic", torch.stack([*found.values()]).sum(), CLIP)
             # By the critic itself: a gradient of its weights is neither wanted nor to be shared.
             self.critic.requires_grad_(False)
             judge = functools.partial(self.critic, class_labels=labels)
-            weight = FRAMEWORKS[self.run.framework].weight
-            own = generator_losses(self.form, judge, it, random["fresh"], weight)
+            own = generator_losses(self.form, judge, it, random["fresh"])
             engine.descend("denoiser", own["adversarial"] + own["forward"], CLIP)
             self.critic.requires_grad_(True)
         losses = {"loss": own["adversarial"] + own["forward"]} | own | found
