@@ -78,6 +78,10 @@ def test_a_continuation_is_compared_with_its_start_with_plain_training_and_with_
     assert table["edm-fdm-mmd10", "DDIM, trained on", 10, space] == pytest.approx(0.5 / 0.9, rel=0.05)
     assert table["edm-baseline-siddm4", "DPM-Solver++ (2M)", 4, space] == pytest.approx(0.8 / 0.25, rel=0.05)
     assert table["edm-baseline-on", "DDIM, as it was", 15, space] == pytest.approx(0.9, rel=0.05)
+    assert table["edm-baseline-siddm2", "MMD-DDM for 5", 2, space] == pytest.approx(0.8 / 0.5, rel=0.05)
+    assert table["edm-fdm-siddm4", "MMD-DDM for 5", 4, space] == pytest.approx(0.8 / 0.5, rel=0.05)
+    assert not [cell for cell, over, _, _ in table.index if over == "MMD-DDM for 5" and "siddm" not in cell
+                and cell not in ("edm-baseline-toy4", "edm-baseline-ufo4", "edm-baseline-ddgan4")]  # fmt: skip
     assert {n for cell, _, n, _ in table.index if cell == "edm-baseline-mmd5"} == {5}
     assert not [over for cell, over, _, _ in table.index if cell.endswith("-on") and over.endswith("trained on")]
 

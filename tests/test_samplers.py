@@ -29,6 +29,8 @@ W1 = {
 class Counted:
     """A denoiser that counts its evaluations."""
 
+    noised_forward = False  # as most generators draw
+
     def __init__(self, denoiser):
         self.denoiser, self.calls = denoiser, 0
         self.shape, self.classes, self.sigma_range = denoiser.shape, denoiser.classes, denoiser.sigma_range

@@ -83,13 +83,18 @@ def rivals(profile: Profile, cell: str) -> dict[str, tuple[str, str]]:
     for other, about in profile.cells.items():
         if other != cell and about.start == start and not about.few_steps:
             found[f"{first}, {ON}"] = (other, first)
+    if profile.cells[cell].generates:
+        # One that was trained through its sampler, for the fewest steps, asked for as many as the generator makes.
+        tuned = [(about.few_steps.steps, other) for other, about in profile.cells.items()
+                 if about.start == start and about.few_steps and not about.generates]  # fmt: skip
+        found |= {f"{method(profile, other)} for {steps}": (other, first) for steps, other in sorted(tuned)[:1]}
     return found | {name: (start, name) for name in others}
 
 
 def over(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
     """Each cell that was trained further over its rivals, by evaluations and quantity: ratio, interval, what counts.
 
-    `counts` leaves out the space that a cell was trained in.
+    `counts` leaves out the space that one of both was trained in.
     """
     floors, known, out = standings.floors(rows), standings.apart(rows), list[dict[str, Any]]()
     for cell, about in profile.cells.items():
@@ -103,7 +108,8 @@ def over(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
                     space: standings.between(known, (cell, _system(profile, cell, nfe)), (other, system), space, nfe, c)
                     for space, c in floors.items()
                 }
-                judges = [one for space, one in found.items() if space != space_of(profile, cell)]
+                trained = {space_of(profile, each) for each in (cell, other)}
+                judges = [one for space, one in found.items() if space not in trained]
                 counts = standings.verdict(judges)
                 row = {"kernel": about.kernel, "method": method(profile, cell), "cell": cell, "nfe": nfe, "over": name}
                 out += [
