@@ -123,8 +123,17 @@ def test_the_kernels_are_compared_after_each_method_and_other_numbers_of_steps_w
     assert {name for name, _ in more.index} == {few_steps.ON, "MMD-DDM", "SIDDM"}
     assert more["over start"].to_numpy() == pytest.approx(1, rel=0.1)  # all are helped alike
     elsewhere = few_steps.elsewhere(profile, rows)
-    assert elsewhere["trained for"].tolist() == [5, 10, 5, 10]
-    assert elsewhere[["2", "15"]].to_numpy() == pytest.approx(0.5, rel=0.05)
+    assert [*zip(elsewhere["trained for"], elsewhere["nfe"], strict=True)] == [
+        (steps, nfe) for steps in (5, 10, 5, 10) for nfe in (2, 4, 5, 10, 15)
+    ]
+    assert elsewhere["ratio"].to_numpy() == pytest.approx(0.5, rel=0.05)
+    assert (elsewhere["low"] < elsewhere["ratio"]).all() and (elsewhere["ratio"] < elsewhere["high"]).all()
+    assert set(elsewhere["further off"]) == {""}
+    worse = (rows["cell"] == "edm-fdm-mmd5") & (rows["quantity"] == SPACES[1]) & (rows["nfe"] == 15)
+    rows.loc[worse, "value"] *= 4
+    told = few_steps.elsewhere(profile, rows).set_index(["kernel", "trained for", "nfe"])["further off"]
+    assert told[told != ""].to_dict() == {("fdm", 5, 15): SPACES[1]}
+    rows.loc[worse, "value"] /= 4
     wide = few_steps.by_space(few_steps.over(profile, rows), "DDIM, as it was").set_index(["kernel", "method", "nfe"])
     assert wide.loc[("baseline", "MMD-DDM", 5)].tolist() == pytest.approx([0.5, 0.5, 0.1], rel=0.05)
 
@@ -163,11 +172,14 @@ def test_quality_and_diversity_are_shown_along_the_training_of_what_was_trained(
         for nfe in (5, 25) for metric in ("KID", "recall")
     ])  # fmt: skip
     table = few_steps.along(profile, scores)
-    assert table["duration"].tolist() == [0.0, 0.5, 1.0]  # from what it starts with, in as many steps
-    assert table["KID"].tolist() == [35.0, 1.0, 1.5]
-    assert table["method"].tolist() == ["MMD-DDM"] * 3
+    # From what it starts with, in as many steps; and at last what that draws with the most evaluations.
+    assert table["duration"].tolist() == [0.0, 0.5, 1.0, 0.0]
+    assert table["KID"].tolist() == [35.0, 1.0, 1.5, 175.0]
+    assert table["method"].tolist() == ["MMD-DDM"] * 3 + [few_steps.START]
     plate = few_steps_plates.along(table, ["KID", "recall"])
-    assert plate.axes[0].lines[0].get_ydata().tolist() == [35.0, 1.0, 1.5]
+    line, across = plate.axes[0].lines
+    assert line.get_ydata().tolist() == [35.0, 1.0, 1.5]
+    assert set(across.get_ydata()) == {175.0} and across.get_label() == "as it was, 25, EDM"
 
 
 def test_the_figures_show_each_at_the_evaluations_that_it_was_trained_for(profile):
@@ -206,7 +218,9 @@ def test_samples_stand_in_rows_of_equal_latents(profile):
     assert plate.axes[-1].images[0].get_array().max() == kept["edm-fdm-siddm4"]["four draws/4"].max()
     points = {form: {str(n): torch.randn(50, 2) for n in few_steps.TOY_STEPS} for form in grid_toy.FORMS}
     toys = few_steps_plates.toys(points, [*few_steps.TOY_STEPS])
-    assert [ax.get_title() for ax in toys.axes[: len(grid_toy.FORMS)]] == [*grid_toy.FORMS]
+    assert [ax.get_title() for ax in toys.axes[: len(grid_toy.FORMS)]] == [
+        "SIDDM", "SIDDM, no forward term", "SIDDM, toy's form", "SIDDM, UFO's form", "DDGAN",
+    ]  # fmt: skip
 
 
 def test_the_toy_is_remembered_by_what_shapes_it_and_put_on_record(profile, monkeypatch):
@@ -376,52 +390,78 @@ def test_what_the_notebook_says_is_so_in_the_tables():
             "over",
             "along",
             "prices",
+            "quality",
         )
     }
     space, pixels, learned = SPACES
     gains = told["gains"].set_index(["kernel", "method", "nfe", "over"])
     start = gains.xs("DDIM, as it was", level="over")
     assert "better" not in set(start["counts"])
-    assert start.xs("trained on", level="method")["ratio"].between(0.9, 1.1).all(), "changes little"
-    spaces = told["spaces"].set_index(["method", "kernel", "nfe"])
-    mmd = spaces.loc["MMD-DDM"]
-    assert len(mmd) == 4
-    assert (mmd[[space, learned]] < 0.8).all(axis=None)
-    mine = measurements.select(told["over"], method="MMD-DDM", over="DDIM, as it was")
-    mine = mine.set_index(["quantity", "kernel", "nfe"])
+    over = told["over"].set_index(["over", "method", "quantity", "kernel", "nfe"])
+    mine = over.loc["DDIM, as it was", "MMD-DDM"]
     contains = (mine["low"] < 1) & (mine["high"] > 1)
+    assert (mine.loc[[space, learned], "ratio"] < 1).all() and len(mine.loc[space]) == 4
     assert [key for key, contained in contains[space].items() if contained] == [("baseline", 10)]
     assert contains[pixels].all()
-    second = gains.xs("DPM-Solver++ (2M)", level="over")
+    assert [key for key, contained in contains[learned].items() if not contained] == [("baseline", 5), ("fdm", 5)]
+    plain = over.loc["DDIM, as it was", "trained on"]["ratio"]
+    assert plain[space].between(0.9, 1.1).all() and (plain[[pixels, learned]] < 1).all()
+    mine = over.loc["DDIM, trained on", "MMD-DDM"]
+    assert [key for key, high in mine.loc[space, "high"].items() if high > 1] == [("baseline", 10)]
+    assert (mine.loc[learned].xs(10, level="nfe")["high"] > 1).all()
+
+    second, other = (gains.xs(name, level="over") for name in ("DPM-Solver++ (2M)", "iPNDM"))
     fine = second.xs("MMD-DDM", level="method")
     assert len(fine) == 4 and (fine["ratio"] > 1).all() and (fine["low"] < 1).all(), "none of them beyond chance"
-    generators = second.drop(["trained on", "MMD-DDM"], level="method").loc["baseline"]
-    assert len(generators) == 5 and (generators["low"] > 1).all()
-    other = gains.xs("iPNDM", level="over").xs("MMD-DDM", level="method")
-    assert (other["low"] > 1).sum() == 3 == len(other) - 1
-    elsewhere = told["elsewhere"].set_index(["trained for", "kernel"])
-    assert elsewhere.shape == (4, 5) and (elsewhere < 1).all(axis=None)
-    assert (elsewhere.loc[5] < elsewhere.loc[10]).all(axis=None)
+    assert (other.xs("MMD-DDM", level="method")["low"] > 1).sum() == 3
+    for rival in (second, other):
+        assert set(rival.drop(["trained on", "MMD-DDM"], level="method")["counts"]) == {"worse"}
+
+    elsewhere = told["elsewhere"].set_index(["trained for", "kernel", "nfe"])
+    assert len(elsewhere) == 20 and (elsewhere["ratio"] < 1).all()
+    assert (elsewhere.loc[5, "ratio"] < elsewhere.loc[10, "ratio"]).all()
     images = told["prices"].set_index("cell")["images, thousands"]
     assert images["edm-fdm-mmd5"] > images["edm-fdm-mmd10"]
-    way = measurements.select(told["along"], method="MMD-DDM").set_index(["cell", "duration"])
+    assert (elsewhere.xs(15, level="nfe")["high"] > 1).all()
+    assert elsewhere.loc[5].xs(15, level="nfe")["further off"].str.contains("pixels").all()
+
+    along = told["along"].set_index(["method", "cell", "duration"])
+    way = along.loc["MMD-DDM"]
     first, end = (way.xs(share, level="duration") for share in (0.0, 1.0))
     assert len(end) == 4 and (end["recall"] > first["recall"]).all()
     assert (end[["precision", "coverage"]] < first[["precision", "coverage"]]).all(axis=None)
+    heun = along.loc["as it was"]
+    assert set(heun["nfe"]) == {25} and heun["recall"].min() > end["recall"].max()
+    assert (heun[["precision", "coverage"]].max() < end[["precision", "coverage"]].min()).all()
+    kid = along["KID"]
+    assert kid["SIDDM", "edm-baseline-siddm2", 1.0] < kid["SIDDM", "edm-baseline-siddm2", 0.5]
+    assert kid["DDGAN", "edm-baseline-ddgan4", 1.0] > kid["DDGAN", "edm-baseline-ddgan4", 0.5]
+
     failed = told["failures"].set_index(["method", "nfe", "kernel"])
     assert (failed[f"further off, {pixels}"] == failed["training runs"]).all() and set(failed["training runs"]) == {3}
     wrong = failed["failed"].groupby(["method", "nfe"]).sum()
     assert wrong[("SIDDM, UFO's form", 4)] == 0 and wrong[("SIDDM", 2)] == 1
     assert wrong[("SIDDM", 4)] == 5, "most of six"
     assert wrong[("SIDDM, toy's form", 4)] == wrong[("DDGAN", 4)] == 3
+    ufo = start.loc["baseline", "SIDDM, UFO's form", 4]
+    assert ufo["low"] < 1 < ufo["high"]
     for key in (("SIDDM", 2), ("SIDDM", 4), ("DDGAN", 4)):
         assert set(start.xs(key, level=("method", "nfe"))["counts"]) == {"worse"}
+    drawn = told["quality"].set_index(["kernel", "method", "nfe"])
+    ddim = drawn[drawn["system"] == "DDIM"].xs("as it was", level="method")["recall"]
+    draws = drawn[drawn["system"].isin(["two draws", "four draws"])]["recall"]
+    more = {method for kernel, method, nfe in draws.index if draws[kernel, method, nfe] > ddim[kernel, nfe]}
+    less = {method for kernel, method, nfe in draws.index if draws[kernel, method, nfe] < ddim[kernel, nfe]}
+    assert more == {"SIDDM", "SIDDM, toy's form", "DDGAN"} and less == {"SIDDM, UFO's form"}
+    asked = gains.xs("MMD-DDM for 5", level="over")
+    assert len(asked) == 6 and (asked["ratio"] > 1).all()
+
     kernels = told["kernels"].set_index(["method", "nfe"])
     assert "better" not in set(kernels["counts"])
     assert [*kernels.index[kernels["to"] < 1]] == [("MMD-DDM", 5), ("SIDDM", 4)]
-    assert kernels["high"][("MMD-DDM", 5)] > 1 > kernels["high"][("SIDDM", 4)]
-    along = told["kernels_along"].set_index(["method", "nfe", "share"])
-    assert along["high"][("MMD-DDM", 5, 0.5)] < 1 < along["high"][("MMD-DDM", 5, 1.0)]
+    assert kernels["low"][("MMD-DDM", 5)] < 1 < kernels["high"][("MMD-DDM", 5)]
+    on_the_way = told["kernels_along"].set_index(["method", "nfe", "share"])
+    assert on_the_way["high"][("MMD-DDM", 5, 0.5)] < 1 < on_the_way["low"][("MMD-DDM", 10, 0.25)]
 
 
 def test_what_the_notebook_says_of_the_toy_is_so():
@@ -434,6 +474,9 @@ def test_what_the_notebook_says_of_the_toy_is_so():
     assert (lost["siddm toy"] > lost["ddgan"]).all() and (lost["ddgan"] > 0).all()
     assert (off.loc[["siddm", "ddgan"]] < 0.1).all()
     assert (off.loc[[grid_toy.UNTIED, "siddm ufo"]] > 0.3).all()
+    near = table["FD"].xs(4, level="steps")
+    assert near[grid_toy.UNTIED] == pytest.approx(near["siddm"], rel=0.2)
+    assert table["share"].xs(4, level="steps").idxmin() == "ddgan"
 
 
 def test_what_the_notebook_of_systems_says_of_all_eleven_is_so_in_its_table():
@@ -441,7 +484,17 @@ def test_what_the_notebook_of_systems_says_of_all_eleven_is_so_in_its_table():
     table = measurements.read(ROOT / "results" / "systems" / "standings" / "eleven.csv").set_index(["system", "nfe"])
     for name in ("shifted time steps", "MASF"):
         assert table.loc[name]["value"].between(0.9, 1.1).all()
-    assert (table.loc["PNDM"]["value"] < 1).all()
+    pndm = table.loc["PNDM"]
+    assert (pndm["value"] < 1).all() and (pndm["low"] < 1).all() and (pndm["high"] > 1).all()
+    ratios = measurements.read(ROOT / "results" / "systems" / "standings" / "ratios.csv")
+    second = measurements.select(ratios, cell="edm-baseline", system="DPM-Solver++ (2M)", quantity=SPACES[0])
+    for nfe, ratio in zip(second["nfe"], second["ratio"], strict=True):
+        if nfe <= 10:
+            others = measurements.select(table.reset_index(), nfe=nfe, quantity="KID")
+            assert len(others) > 5 and (others["value"] > ratio).all(), "none gets further with few evaluations"
+    gains = measurements.read(ROOT / "results" / "few-steps" / "few-steps" / "gains.csv")
+    drawn = measurements.select(gains, kernel="baseline", method="SIDDM", over="DPM-Solver++ (2M)")
+    assert sorted(drawn["nfe"]) == [2, 4] and (drawn["ratio"] > 1).all()
     assert (table.loc["multivariate diffusion"]["value"] > 1).all()
     assert "better" not in {*table.loc["FDM"]["counts"], *table.loc["Gaussian mixture solver"]["counts"]}
     assert "better" not in {*table.loc["MMD-DDM"]["counts"], *table.loc["SIDDM"]["counts"]}

@@ -183,17 +183,21 @@ def _of(rows: pd.DataFrame, cell: str, system: str, nfe: int) -> pd.DataFrame:
 
 
 def elsewhere(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
-    """What fine-tuning for some evaluations does to others: KID over that of the start, the extractor's, by NFE."""
-    space, known, out = standings.spaces(rows)[0], standings.apart(rows), list[dict[str, Any]]()
-    c, first = standings.floors(rows)[space], standings.of(profile).systems[0].name
+    """What fine-tuning for some evaluations does to others: KID over that of the start, the extractor's, by NFE.
+
+    `further off` has the spaces in which the interval lies above 1.
+    """
+    floors, known, out = standings.floors(rows), standings.apart(rows), list[dict[str, Any]]()
+    first = standings.of(profile).systems[0].name
     for cell, about in profile.cells.items():
         if about.few_steps is None or about.generates:
             continue
-        row: dict[str, Any] = {"kernel": about.kernel, "trained for": about.few_steps.steps}
         for nfe in standings.of(profile).nfe:
-            found = standings.between(known, (cell, first), (str(about.start), first), space, nfe, c)
-            row[str(nfe)] = standings.told(found)["ratio"]
-        out.append(row)
+            places = (cell, first), (str(about.start), first)
+            found = {space: standings.between(known, *places, space, nfe, c) for space, c in floors.items()}
+            row = {"kernel": about.kernel, "trained for": about.few_steps.steps, "nfe": nfe}
+            worse = [space for space, one in found.items() if standings.side(one) > 0]
+            out.append(row | standings.told(next(iter(found.values()))) | {"further off": ", ".join(worse)})
     return pd.DataFrame(out)
 
 
@@ -211,7 +215,8 @@ def along(profile: Profile, scores: pd.DataFrame) -> pd.DataFrame:
     """Quality and diversity along the training for few steps: mean over trainings, by cell and share of the budget.
 
     `scores` are the profile's measurements; of each cell with its own sampler and number of evaluations. The share 0 is
-    the network that the cell starts from, where that is sampled in the same way.
+    the network that the cell starts from, where that is sampled in the same way. That network's samples of the most
+    evaluations stand last.
     """
     out = []
     for cell, about in profile.cells.items():
@@ -219,14 +224,24 @@ def along(profile: Profile, scores: pd.DataFrame) -> pd.DataFrame:
             continue
         begun = select(scores, cell=str(about.start), nfe=about.few_steps.steps).assign(duration=0.0)
         mine = pd.concat([begun, select(scores, cell=cell, nfe=about.few_steps.steps)])
-        table = mine.pivot_table(index="duration", columns="metric", values="value", aggfunc="mean", sort=False)
-        table = table.reset_index().assign(cell=cell, kernel=about.kernel, method=method(profile, cell))
-        out.append(table.assign(nfe=about.few_steps.steps))
+        out.append(_by_share(profile, cell, about.few_steps.steps, mine))
+    for cell in dict.fromkeys(about.start for about in profile.cells.values() if about.few_steps):
+        mine = select(scores, cell=str(cell)).assign(duration=0.0)
+        if len(mine):
+            most = int(mine["nfe"].max())
+            out.append(_by_share(profile, str(cell), most, select(mine, nfe=most)))
     if not out:
         return pd.DataFrame()
     found = pd.concat(out, ignore_index=True)
     first = ["kernel", "method", "cell", "nfe", "duration"]
     return found[[*first, *(column for column in found if column not in first)]]
+
+
+def _by_share(profile: Profile, cell: str, nfe: int, rows: pd.DataFrame) -> pd.DataFrame:
+    """The mean of each metric (columns) over trainings, by share of the budget, and what it is of."""
+    table = rows.pivot_table(index="duration", columns="metric", values="value", aggfunc="mean", sort=False)
+    about = {"cell": cell, "kernel": profile.cells[cell].kernel, "method": method(profile, cell), "nfe": nfe}
+    return table.reset_index().assign(**about)
 
 
 def kernels_along(profile: Profile, scores: pd.DataFrame, c: float) -> pd.DataFrame:

@@ -60,14 +60,22 @@ def by_evaluations(profile: Profile, quality: pd.DataFrame, quantities: list[str
 def along(table: pd.DataFrame, metrics: list[str]) -> Figure:
     """Quality and diversity along the training, a panel a metric: dashed the baseline, solid FDM.
 
+    Grey lines across are the starts' samples of the most evaluations.
+
     The share 0, before the training, stands left of the first on an axis that is logarithmic from there on.
     """
     figure, axes = plt.subplots(1, len(metrics), figsize=(3.1 * len(metrics) + 1.8, 3), layout="constrained")
     for ax, metric in zip(axes, metrics, strict=True):
         for (kernel, name, nfe), line in table.groupby(["kernel", "method", "nfe"], sort=False):
+            style = "-" if kernel == "fdm" else "--"
+            if name == few_steps.START:
+                ax.axhline(
+                    line[metric].item(), ls=style, color=GREY, lw=1, label=f"{name}, {nfe}, {NAMES[str(kernel)]}"
+                )
+                continue
             alpha = 0.5 if nfe == min(table[table["method"] == name]["nfe"]) else 1.0
             label = f"{name}, {nfe}, {NAMES[str(kernel)]}"
-            ax.plot(line["duration"], line[metric], "-" if kernel == "fdm" else "--", marker=MARKS[str(name)],
+            ax.plot(line["duration"], line[metric], style, marker=MARKS[str(name)],
                     color=COLOURS[str(name)], alpha=alpha, lw=1, ms=3.5, label=label)  # fmt: skip
         shares = sorted(set(table["duration"]))
         ax.set(xlabel="share of the training for few steps", ylabel=metric)
@@ -106,5 +114,5 @@ def toys(kept: dict[str, dict[str, Tensor]], steps: list[int]) -> Figure:
             ax.set(xlim=(-13, 13), ylim=(-13, 13), aspect="equal", xticks=[-10, 0, 10], yticks=[-10, 0, 10])
         row[0].set_ylabel(f"{count} steps")
     for ax, form in zip(axes[0], forms, strict=True):
-        ax.set_title(form, fontsize=9)
+        ax.set_title(few_steps.METHODS.get(form, form.replace("siddm", "SIDDM")), fontsize=9)
     return figure
