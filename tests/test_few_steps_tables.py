@@ -491,7 +491,7 @@ def test_what_the_notebook_of_systems_says_of_all_eleven_is_so_in_its_table():
     for nfe, ratio in zip(second["nfe"], second["ratio"], strict=True):
         if nfe <= 10:
             others = measurements.select(table.reset_index(), nfe=nfe, quantity="KID")
-            assert len(others) > 5 and (others["value"] > ratio).all(), "none gets further with few evaluations"
+            assert len(others) >= 5 and (others["value"] > ratio).all(), "none gets further with few evaluations"
     gains = measurements.read(ROOT / "results" / "few-steps" / "few-steps" / "gains.csv")
     drawn = measurements.select(gains, kernel="baseline", method="SIDDM", over="DPM-Solver++ (2M)")
     assert sorted(drawn["nfe"]) == [2, 4] and (drawn["ratio"] > 1).all()

@@ -225,11 +225,11 @@ def along(profile: Profile, scores: pd.DataFrame) -> pd.DataFrame:
         begun = select(scores, cell=str(about.start), nfe=about.few_steps.steps).assign(duration=0.0)
         mine = pd.concat([begun, select(scores, cell=cell, nfe=about.few_steps.steps)])
         out.append(_by_share(profile, cell, about.few_steps.steps, mine))
-    for cell in dict.fromkeys(about.start for about in profile.cells.values() if about.few_steps):
-        mine = select(scores, cell=str(cell)).assign(duration=0.0)
+    for start in dict.fromkeys(about.start for about in profile.cells.values() if about.few_steps):
+        mine = select(scores, cell=str(start)).assign(duration=0.0)
         if len(mine):
             most = int(mine["nfe"].max())
-            out.append(_by_share(profile, str(cell), most, select(mine, nfe=most)))
+            out.append(_by_share(profile, str(start), most, select(mine, nfe=most)))
     if not out:
         return pd.DataFrame()
     found = pd.concat(out, ignore_index=True)
