@@ -11,6 +11,7 @@ import pytest
 
 from fdm.__main__ import main
 from fdm.files import FdmError
+from fdm.process.momentum import scale_fdm
 from fdm.repro import notebooks, pipeline
 from fdm.study import evidence, findings, measurements, profiles, published, report, rules, show, tables
 from fdm.study.profiles import Profile
@@ -368,6 +369,12 @@ def test_what_words_say_of_the_results_is_so_in_the_tables():
     for framework in ("EDM", "VP", "VE"):
         assert why.loc[f"{framework} with FDM's c_in", "low"] > 1, "the input scaling does it"
     assert why.loc["VP-FDM, told the radius", "high"] < 0.8, "told how long x is"
+    multipliers = why.loc[[f"EDM-FDM, m = {m} in place of 2" for m in ("1/2", "1", "4")]]
+    assert multipliers["ratio, high"].is_monotonic_decreasing and multipliers.iloc[1]["low, high"] > 1
+    assert multipliers.iloc[2]["high, high"] < 1, "the larger m, the smaller the errors at high noise"
+    assert ((multipliers["low"] < 1) & (multipliers["high"] > 1)).all(), "no difference over all levels"
+    scales = [scale_fdm(1.0, m) for m in (0.5, 1.0, 2.0, 4.0)]
+    assert scales == sorted(scales, reverse=True), "and the smaller is the input"
     profile = profiles.load(ROOT / "profiles" / "exact" / "params.yaml")
     worst_of = report.of_findings("levels", profile, measurements.read(folder / "levels.csv"))
     low, high = re.findall(r"[\d.]+", worst_of["worst VE, c_in and warm-up, exact"])[1:]
