@@ -87,13 +87,14 @@ JUDGES: dict[tuple[str, str, str], systems.Judge] = {}
 
 @pytest.fixture
 def one_judge(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What judges the samples of a data set is learned once: it is the same for all, and takes seconds."""
+    """What judges the samples of a data set is learned once, and of fewer images: it takes seconds."""
     learned = systems.Judge
 
     def judge(profile: Profile, dataset: Dataset, device: str) -> systems.Judge:
         key = (profile.evaluation.extractor, dataset.sha256, device)
         if key not in JUDGES:
-            JUDGES[key] = learned(profile, dataset, device)
+            few = dataset._replace(images=dataset.images[:600], labels=dataset.labels[:600])
+            JUDGES[key] = learned(profile, few, device)
         return JUDGES[key]
 
     monkeypatch.setattr(systems, "Judge", judge)

@@ -66,6 +66,12 @@ def known(smoke, monkeypatch):
 
 
 @pytest.fixture
+def coarse(monkeypatch):
+    """Six noise levels, where a test does not look at what is between them."""
+    monkeypatch.setattr(errors, "SIGMAS", errors.SIGMAS[::4])
+
+
+@pytest.fixture
 def counted(monkeypatch):
     """The tasks that are called, by name."""
     calls = []
@@ -120,7 +126,7 @@ def test_a_solvers_error_falls_with_its_evaluations_and_is_that_to_the_exact_flo
 
 
 @pytest.mark.slow
-def test_a_networks_error_is_the_optimums_and_its_excess(known):
+def test_a_networks_error_is_the_optimums_and_its_excess(known, coarse):
     """On average over images: the errors' difference has more noise than the excess, and the same mean."""
     profile, dataset = known
     as_trained(profile, NETWORK, dataset)
@@ -186,7 +192,7 @@ def test_the_table_has_each_quantity_at_its_levels_and_shares(known):
     assert set(rows["checkpoint"]) == {key[:12] for key in weights.values()}
 
 
-def test_solvers_and_gradients_are_measured_of_the_cells_that_are_named(known):
+def test_solvers_and_gradients_are_measured_of_the_cells_that_are_named(known, coarse):
     profile, dataset = known
     as_trained(profile, OTHER, dataset)
     rows = measured(profile, OTHER, dataset)
@@ -226,7 +232,7 @@ def test_errors_that_cannot_be_measured_are_refused_with_one_sentence(smoke, cap
 
 
 @pytest.mark.slow
-def test_what_is_remembered_is_not_measured_again_and_what_was_altered_is(known, counted):
+def test_what_is_remembered_is_not_measured_again_and_what_was_altered_is(known, coarse, counted):
     profile, dataset = known
     as_trained(profile, NETWORK, dataset)
     rows, memory = measured(profile, NETWORK, dataset), profile.errors(NETWORK)
@@ -266,7 +272,7 @@ def test_an_interrupted_measurement_goes_on_and_ends_alike(known, counted):
 
 
 @pytest.mark.slow
-def test_another_network_and_another_training_are_measured_under_other_names(known):
+def test_another_network_and_another_training_are_measured_under_other_names(known, coarse):
     profile, dataset = known
     as_trained(profile, OTHER, dataset)
     first = measured(profile, OTHER, dataset)

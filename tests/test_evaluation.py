@@ -309,6 +309,7 @@ def test_the_source_of_a_sampler_names_its_measurements_alone(trained, digits):
 
 
 def test_the_measurements_do_not_depend_on_the_number_of_processes(trained, digits):
+    with_settings(trained, lambda settings: settings[1:2] + settings[3:4])  # without noise, and with it
     shared = change(Path(trained.params_file), evaluation={"processes": 3, "batch": 8})
     one = change(Path(trained.params_file), evaluation={"processes": 1})
     rows = evaluated(shared, digits)

@@ -156,10 +156,10 @@ def test_a_record_of_another_processor_is_left_as_it_is_and_one_of_another_exper
 
 def test_a_changed_parameter_of_one_cell_is_told_and_makes_its_training_stale(run):
     run.edit("profiles/smoke/params.yaml", "warmup_steps: 20", "warmup_steps: 10")
+    assert "warmup_steps" in run("dvc params diff")
     stages = run.repro("--dry", to="tables")
     assert "train" in stages
     assert "reference" not in stages
-    assert "warmup_steps" in run("dvc params diff")
 
 
 @pytest.mark.weekly
@@ -172,9 +172,10 @@ def test_a_changed_parameter_of_one_cell_trains_it_and_what_goes_on_from_it_alon
     assert {path: path.stat().st_mtime_ns for path in states} == states
 
 
-def test_a_change_of_prose_trains_nothing(run):
+def test_a_change_of_prose_trains_nothing(run, profile):
     run.edit("notebooks/02_train.ipynb", "did it go well?", "did it go at all well?")
-    assert not {"prepare", "reference", "train", "evaluate", "tables"} & set(run.repro(to="tables"))
+    assert main(["code", "--params", profile.params_file]) == 0  # what the stage `code` runs, without starting it
+    assert not {"prepare", "reference", "train", "evaluate", "tables"} & set(run.repro("--dry", to="tables"))
 
 
 @pytest.mark.weekly
@@ -222,7 +223,7 @@ def test_a_change_of_code_makes_stale_what_runs_it_in_the_whole_pipeline(whole, 
 def changed(run, profile, module, stale, current, to=None):
     path = run.path / "fdm" / f"{module}.py"
     path.write_text((path.read_text() if path.exists() else "") + "# a comment\n")
-    assert main(["code", "--params", profile.params_file]) == 0  # what the stage `code` runs, without starting it
+    assert main(["code", "--params", profile.params_file]) == 0
     ran = set(run.repro("--dry", to=to))
     assert stale <= ran
     assert not current & ran
@@ -269,9 +270,7 @@ def test_a_killed_stage_loses_nothing_and_goes_on(whole, profile):
 def test_dvc_shows_something_worth_reading(run):
     assert "EDM-FDM" in run("dvc metrics show")
     assert "train" in run(f"dvc dag {SMOKE}")
-    shown = run("dvc plots show -o plots_html results/smoke/plots/quality_by_nfe.csv")
-    assert "index.html" in shown
-    run("dvc plots show -o plots_html")
+    assert "index.html" in run("dvc plots show -o plots_html")
     assert "Quality_against_training" in (run.path / "plots_html" / "index.html").read_text()
 
 

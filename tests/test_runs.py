@@ -16,7 +16,7 @@ from fdm.__main__ import main
 from fdm.files import FdmError
 from fdm.process import momentum, schedule
 from fdm.process.frameworks import FRAMEWORKS, coefficients
-from fdm.study import agreement, measure, measurements, profiles, runs
+from fdm.study import agreement, errors, measure, measurements, profiles, runs
 from fdm.training import loop, processes
 
 # ------------------------------------------------------------------------------------------------ what is varied
@@ -40,8 +40,9 @@ def test_the_frameworks_own_time_is_the_one_that_its_noise_is_drawn_by():
 
 
 @pytest.fixture
-def small(study):
-    """A profile of two cells and two seeds that takes seconds."""
+def small(study, monkeypatch):
+    """A profile of two cells and two seeds that takes seconds, with its errors at few noise levels."""
+    monkeypatch.setattr(errors, "SIGMAS", errors.SIGMAS[::8])
     path = study / "profiles" / "exact" / "params.yaml"
     values = yaml.safe_load(path.read_text())
     values["training"] |= {"budget_kimg": 0.5, "log_kimg": 0.128, "state_kimg": 0.128}

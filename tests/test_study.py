@@ -198,9 +198,9 @@ def test_one_training_of_each_model_decides_nothing_but_formulas(profile):
 def test_reports_and_figures_are_the_same_bytes_each_time(profile, tmp_path):
     figures.use_style()
     rows, floor = measurements.table(profile), measurements.calibration(profile).iloc[0]
-    six, kept, every = measurements.models(profile), show.pictures(profile), sorted(set(rows["options"]))
+    kept, every, two = show.pictures(profile), sorted(set(rows["options"])), ["edm-baseline", "edm-fdm"]
     drawn = {
-        "nfe": lambda: figures.quality_by_nfe(measurements.standard(profile, rows, options=every, cell=six), floor),
+        "nfe": lambda: figures.quality_by_nfe(measurements.standard(profile, rows, options=every, cell=two), floor),
         "samples": lambda: figures.sample_grids({model: part["grid"] for model, part in kept.items()}),
     }
     for (name, draw), again in itertools.product(drawn.items(), "ab"):
@@ -239,7 +239,8 @@ def test_what_differs_by_rounding_alone_is_left_as_it_is_and_all_else_is_written
         some = rows.assign(value=rows["value"] * factor)
         table = pd.DataFrame({"model": ["a", "b"], "FD": [1.005 * factor, 20.0], "p": [0.0005 * factor, 1.0]})
         tables.write_table(table, folder, "table", "Numbers whose rounding is close.")
-        figures.save(figures.quality_by_nfe(measurements.standard(profile, some), floor), folder, "figure", [])
+        curves = measurements.standard(profile, some, framework="edm")
+        figures.save(figures.quality_by_nfe(curves, floor), folder, "figure", [])
         show.write_plots(profile, some, losses)
         files = [*folder.iterdir(), *(profile.results / "plots").iterdir()]
         return {path.name: path.read_bytes() for path in files}

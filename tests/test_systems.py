@@ -221,15 +221,21 @@ def test_a_moving_average_hurts_an_exact_denoiser_and_an_extrapolation_helps_it(
         assert found == pytest.approx(expected, abs=0.003)
 
 
+@pytest.fixture(scope="module")
+def converged():
+    """Latents, the grid that they are on, and where the flow takes them."""
+    x = 20 * torch.randn(300, 1, 1, 1, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    grid = Karras(0.05, 20.0)
+    return x, grid, end("heun", x, grid, 6000)
+
+
 @pytest.mark.parametrize(("name", "options", "order"), [
     ("ddim", {}, 1), ("ab", {"order": 2}, 2), ("ab", {"order": 3}, 3), ("ipndm", {"order": 4}, 2),
     ("dpm-solver++2m", {}, 2), ("dpm-solver++3m", {}, 2), ("unipc", {}, 3),
 ])  # fmt: skip
-def test_the_order_of_a_solver_on_the_usual_grid(name, options, order):
+def test_the_order_of_a_solver_on_the_usual_grid(name, options, order, converged):
     """iPNDM and the released DPM-Solver++(3M) are of second order there; UniPC's corrector makes its second a third."""
-    x = 20 * torch.randn(300, 1, 1, 1, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    grid = Karras(0.05, 20.0)
-    exact = end("heun", x, grid, 6000)
+    x, grid, exact = converged
     coarse, fine = ((end(name, x, grid, n, **options) - exact).square().mean().sqrt().item() for n in (160, 320))
     slope = np.log2(coarse / fine)
     assert slope == pytest.approx(order, abs=0.15)

@@ -439,7 +439,6 @@ def test_whatever_is_altered_of_the_headline_is_found_or_said_not_to_be_covered(
         copy(ROOT / name, tmp_path / name)
     monkeypatch.chdir(tmp_path)
     profile = profiles.find("exact")
-    assert integrity.derived(profile) == []
     for name in HEADLINE:
         text = Path(name).read_text()
         *_, number = re.finditer(r"(?<=[ ,|&])[1-9](?=\.\d)", text.partition("<!-- end of verdicts")[0])
