@@ -29,7 +29,7 @@ export PYTHONPATH := $(CURDIR)
 export PYTHONDONTWRITEBYTECODE :=
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: site help repro test test-all soak check-fast style lab plan doctor verify accept rounding bench check venv lock clean
+.PHONY: site help repro test quicker test-all soak check-fast style lab plan doctor verify accept rounding bench check venv lock clean
 
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
@@ -82,12 +82,17 @@ style: .venv/ready
 check-fast: style
 	OMP_NUM_THREADS=1 pytest -n 3 --dist loadfile -m "not slow and not weekly"
 
-test: style
-	@# Three processes, a file each, the longest first as tests/conftest.py has them: with two the cores wait.
-	OMP_NUM_THREADS=1 pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=12 -m "not weekly"
+# Style beside tests: types are checked by one core, while others wait.
+test: .venv/ready
+	@$(MAKE) --no-print-directory -j2 style quicker
+
+# Three processes, a file each, the longest first as tests/conftest.py has them: with two the cores wait.
+quicker test-all: SUITE := OMP_NUM_THREADS=1 pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=12
+quicker: .venv/ready
+	$(SUITE) -m "not weekly"
 
 test-all: style
-	OMP_NUM_THREADS=1 pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=12
+	$(SUITE)
 
 soak: .venv/ready
 	OMP_NUM_THREADS=1 python -m tests.soak

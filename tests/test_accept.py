@@ -164,9 +164,9 @@ def fingerprint(source):
     def take(only):
         if not started:  # a mutation that the numbers tell needs none
             with told_apart.open("w") as errors:
-                started.append(subprocess.Popen(
-                    [sys.executable, "-c", PROBE], cwd=source, env=env, stdin=pipe, stdout=pipe, stderr=errors, text=True
-                ))  # fmt: skip
+                files = {"stdin": pipe, "stdout": pipe, "stderr": errors}
+                words = [sys.executable, "-c", PROBE]
+                started.append(subprocess.Popen(words, cwd=source, env=env, text=True, **files))
         (process,) = started
         print(only, file=process.stdin, flush=True)
         told = process.stdout.readline()

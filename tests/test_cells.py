@@ -54,6 +54,7 @@ class Study:
             "samples": 16, "batch": 16, "settings": [{"sampler": "heun", "nfe": [5], "duration": [0.5, 1.0]}],
             "errors": {"images": 4},
         }  # fmt: skip
+        values["network"]["attn_resolutions"] = []
         values |= {"cells": CELLS, "keep_networks": False}
         (path / PARAMS).write_text(yaml.safe_dump(values, sort_keys=False))
         for name in ("build/smoke/dataset.safetensors", "build/smoke/reference", "results/smoke/calibration.csv"):
