@@ -393,7 +393,7 @@ def main() -> int:
             try:
                 import diffusers  # noqa: F401
             except ImportError:
-                raise FdmError("diffusers is not installed: uv pip install --group bench.") from None
+                raise FdmError("diffusers is not installed: uv pip install --group dev.") from None
         torch.set_num_threads(args.threads)
         measured = bench(args.shape, args.against, args.rounds, args.threads, processes.device())
     except FdmError as error:

@@ -236,14 +236,14 @@ def sample(
     if SAMPLERS[sampler].flows and hasattr(denoiser, "generated"):
         raise FdmError("This network draws clean images and is no denoiser; sample it with siddm.")
     try:
-        SAMPLERS[sampler].check(options)
+        SAMPLERS[sampler].steps(nfe, SAMPLERS[sampler].to_zero)
     except ValueError as error:
-        raise FdmError(f"{error}.") from error
+        raise FdmError(f"nfe {nfe} is not possible: {error}.") from error
     try:
         parts = [range(first, min(first + batch, seed + n)) for first in range(seed, seed + n, batch)]
         return torch.cat([generation.sample(denoiser, seeds, sampler, nfe, **options) for seeds in parts])
     except ValueError as error:
-        raise FdmError(f"nfe {nfe} is not possible: {error}.") from error
+        raise FdmError(f"{error}.") from error
 
 
 def restore(

@@ -76,15 +76,18 @@ def systems(profile: Profile, args: argparse.Namespace) -> None:
     from fdm.study import runs
 
     found = runs.compare(profile)
-    print(f"{len(found)} measurements of {found['system'].nunique()} systems on {found['cell'].nunique()} cells")
+    told = found[found["part"] == "systems"]
+    print(f"{len(found)} measurements; {told['system'].nunique()} systems on {told['cell'].nunique()} cells")
 
 
 def restoration(profile: Profile, args: argparse.Namespace) -> None:
     """Restore held-out images from measurements of them by each system, as evaluation.restoration says."""
     from fdm.study import runs
+    from fdm.study.restoration import ESTIMATE
 
     found = runs.restore(profile)
-    print(f"{len(found)} measurements of {found['system'].nunique()} systems on {found['cell'].nunique() - 1} cells")
+    told = found[found["system"] != ESTIMATE]
+    print(f"{len(found)} measurements; {told['system'].nunique()} systems on {told['cell'].nunique()} cells")
 
 
 def toys(profile: Profile, args: argparse.Namespace) -> None:
@@ -244,10 +247,8 @@ def repro(profile: Profile, args: argparse.Namespace) -> None:
 
 def completion(args: argparse.Namespace) -> None:
     """Write what lets a shell complete the commands and options of `fdm`; docs/running.md says how to use it."""
-    try:
-        import shtab
-    except ImportError as error:
-        raise FdmError('Completion needs shtab; install the study\'s tools, pip install ".[study]".') from error
+    import shtab
+
     args.parser.prog = "fdm"
     print(shtab.complete(args.parser, args.shell))
 
@@ -309,7 +310,8 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--images", type=Path, required=True, metavar="PATH", help="the folder of the pictures")
     command.add_argument("--gpu", action="store_true", help="a larger network and budget, for one GPU")
     command.set_defaults(function=new_profile, params=None)
-    command = commands.add_parser("import-checkpoint", help=import_checkpoint.__doc__)
+    about = import_checkpoint.__doc__
+    command = commands.add_parser("import-checkpoint", help=about, description=about)
     command.add_argument("file", type=Path, help="edm-*.pkl or network-snapshot-*.pkl")
     command.add_argument("--out", type=Path, required=True, help="folder for <name>.safetensors and <name>.json")
     command.set_defaults(function=import_checkpoint, params=None)

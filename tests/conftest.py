@@ -21,7 +21,7 @@ from .published_format import persistence  # noqa: F401, a fixture
 from .scratch import ROOT, Scratch
 
 ORACLES = Path(__file__).parent / "oracles"
-# The files that take longest, which `make test` hands out first: of two processes none then ends with a long one alone.
+# The files that take longest, which `make test` hands out first: no process then ends with a long one alone.
 LONGEST = (
     "pipeline", "committed", "site", "accept", "cells", "training", "runs", "verify", "systems", "evaluation", "errors",
 )  # fmt: skip

@@ -81,7 +81,7 @@ def test_a_missing_comparison_and_a_wrong_number_are_sentences(monkeypatch, caps
     monkeypatch.setattr("sys.argv", ["benchmarks", "--against", "diffusers"])
     monkeypatch.setitem(__import__("sys").modules, "diffusers", None)
     assert bench.main() == 1
-    assert capsys.readouterr().err == "benchmarks: diffusers is not installed: uv pip install --group bench.\n"
+    assert capsys.readouterr().err == "benchmarks: diffusers is not installed: uv pip install --group dev.\n"
     monkeypatch.setattr("sys.argv", ["benchmarks", "--rounds", "1"])
     assert bench.main() == 1
     assert "Two rounds or more" in capsys.readouterr().err

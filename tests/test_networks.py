@@ -94,6 +94,7 @@ def test_the_command_draws_a_picture_from_any_folder(tmp_path):
         (["--run", "edm-fdm-9"], "There is no network named edm-fdm-9 in "),
         (["--sampler", "euler"], f"There is no sampler named euler; there are: {', '.join(SAMPLERS)}."),
         (["--nfe", "24"], "nfe 24 is not possible: Heun's method costs an odd number of evaluations"),
+        (["--sampler", "gms"], "fdm: GMS needs the second and third moments"),
         (["--n", "0"], "n is 0, nfe 25 and seed 0; allowed are n from 1"),
         (["--seed", "-1"], "n is 64, nfe 25 and seed -1; allowed are "),
         (["--run", "none.safetensors"], "The checkpoint none.safetensors is missing"),

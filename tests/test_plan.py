@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from fdm.__main__ import main
 from fdm.data import downloads
@@ -21,6 +22,7 @@ from fdm.study import profiles, runs
 from fdm.training import loop, processes
 
 from .conftest import change
+from .test_errors import as_trained
 
 pytestmark = pytest.mark.slow
 
@@ -47,6 +49,15 @@ def test_a_network_costs_without_being_allocated_what_the_real_one_costs(digits,
     held = sum(storage.nbytes() for place, storage in kept.items() if place not in own)
     assert told.activations == pytest.approx(held, rel=0.1)  # attention keeps a little less than its formula
     assert told.memory(10) - told.memory(0) == 10 * told.activations
+
+
+def test_a_run_more_takes_the_disk_that_its_checkpoints_take(smoke, digits):
+    name = "edm-fdm-0"
+    as_trained(smoke, name, digits)
+    real = sum(t.nbytes for path in smoke.checkpoints(name).glob("*.safetensors") for t in load_file(path).values())
+    need, path = plan.network(smoke, name, digits), Path(smoke.params_file)
+    more = plan.disk(change(path, seeds=[0, 1]), need) - plan.disk(smoke, need)
+    assert more == pytest.approx(len(smoke.trained) * real, rel=0.01)
 
 
 def test_flops_are_two_for_each_weight_and_pixel_of_a_convolution(digits):

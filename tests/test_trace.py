@@ -16,6 +16,7 @@ from fdm.study import evidence, figures, findings, measure, profiles, report, ta
 from fdm.study.profiles import Profile
 
 from . import made_up
+from .scratch import ROOT
 
 FD = "FD(EfficientNet-Lite0)"
 ABOUT = {"revision": "a" * 40, "changed_since_revision": [" M fdm/x.py"], "started": "2026-01-02T03:04:05Z",
@@ -171,9 +172,14 @@ def test_rows_of_the_evidence_lead_to_their_records_and_to_what_makes_them(exact
     assert re.findall("results/exact/runs/([^/]+)/errors.csv", text) == ["vp-fdm"]
 
 
-def test_a_profile_without_tables_says_where_its_cells_are(study):
-    with pytest.raises(FdmError, match="fashion-16 has no tables of claims; see runs in results/fashion-16"):
-        trace.explain(profiles.find("fashion-16"), None)
+@pytest.mark.parametrize(("name", "where"), [
+    ("fashion-16", "runs"), ("few-steps", "few-steps"), ("systems", "systems and standings"),
+    ("restoration", "restoration and restored"),
+])  # fmt: skip
+def test_a_profile_without_tables_says_where_its_results_are(study, name, where):
+    with pytest.raises(FdmError, match=f"{name} has no tables of claims; see {where} in results/{name}"):
+        trace.explain(profiles.find(name), None)
+    assert all((ROOT / "results" / name / folder).is_dir() for folder in where.split(" and "))
 
 
 def test_a_figure_leads_to_its_notebook_and_data(profile):
@@ -207,7 +213,7 @@ def test_without_a_name_the_forms_of_the_evidence_are_its_tables(exact, capsys):
 def test_without_a_name_the_forms_are_listed_and_each_is_one(profile, capsys):
     assert main(["explain", "--params", profile.params_file]) == 0
     forms = re.findall(r"\n  (\S+\[.*?\]) ", capsys.readouterr().out)
-    assert {form.partition("[")[0] for form in forms} == {*trace.TABLES[profile.conclusions], "figure"}
+    assert {form.partition("[")[0] for form in forms} == {*trace.TABLES, "figure"}
     for form in forms:
         text = trace.explain(profile, form)
         assert set("".join(text.split("]")[0].split()).lower().split(",")) >= set(

@@ -58,7 +58,7 @@ SOURCES = {
     "exact-gaussians": Source("exact Gaussians", exact, 10_000, 1, 10, known=True),
     "fashion-mnist": Source(
         "Fashion-MNIST", archives.fashion_mnist, 60000, 1, 10, (*ARCHIVES["fashion-mnist"],),
-        held=archives.fashion_mnist_held,
+        held=archives.fashion_mnist_held, licence="The pictures of Fashion-MNIST are Zalando Research's (MIT).",
     ),
     "cifar10": Source(
         "CIFAR-10", archives.cifar10, 50000, 3, 10, (*ARCHIVES["cifar10"],), held=archives.cifar10_held

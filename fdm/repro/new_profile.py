@@ -41,11 +41,12 @@ def write(name: str, images: Path, gpu: bool) -> tuple[Profile, list[str]]:
     classes = int(labels.max()) + 1
     left = len(pictures) - min(len(pictures) // 10, sources.MOST_HELD)
     # Half of them stand for the models' images in the floor, which has to be at the same n.
-    samples = min(SAMPLES[gpu], left // 2)
+    few = left // 2 < SAMPLES[gpu]
+    samples = left // 2 if few else SAMPLES[gpu]
     told = [
         f"{len(pictures):,} pictures, {'grey' if pictures.shape[1] == 1 else 'in colour'}, {classes} "
         f"class{'es' if classes > 1 else ''}; {len(pictures) - left:,} are held out.",
-        f"Distances are of {samples:,} samples, as half of the pictures are for the floor.",
+        f"Distances are of {samples:,} samples{', as half of the pictures are for the floor' if few else ''}.",
     ]
     if samples < 1000:
         told.append("So few pictures decide little: distances of so few samples are mostly noise.")

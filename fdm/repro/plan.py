@@ -25,7 +25,7 @@ from fdm.model import checkpoints, cost
 from fdm.model.conditional import ConditionalDenoiser
 from fdm.model.denoiser import Denoiser
 from fdm.model.joint import JointDenoiser
-from fdm.params import Precision
+from fdm.params import SNAPSHOTS, Precision
 from fdm.process.frameworks import FRAMEWORKS
 from fdm.process.joint import JOINT
 from fdm.repro import pipeline
@@ -272,20 +272,21 @@ def missing(profile: Profile, need: Network | None) -> list[str]:
 
 
 def disk(profile: Profile, need: Network | None) -> int:
-    """Bytes on disk: data set, features and networks (twice, as DVC keeps a copy), the states of a training, and the
-    archives whose size is known."""
+    """Bytes on disk: data set (twice, as DVC keeps a copy), features, checkpoints, the states of a training, archives
+    whose size is known, and networks that are fetched, as they are published and as they are read."""
     dataset = dataset_of(profile)
     count = len(dataset.images) or SOURCES[profile.dataset.name].size
     images = count * dataset.shape[0] * profile.dataset.resolution**2
     features = count * 4 * (2048 if profile.evaluation.extractor == "inception-v3-compat" else 320)
     weights = 4 * need.parameters if need else 0
+    checkpoints = len(SNAPSHOTS) * len(profile.trained) * weights
     # A state holds weights, average and two moments; there are two, a third while it is written, and the checkpoints.
-    states = (3 * 4 + 4) * weights
+    states = (3 * 4 + len(SNAPSHOTS)) * weights
     archives_size = sum(archive.size or 0 for archive in SOURCES[profile.dataset.name].archives)
     released = pd.read_csv(root() / "results" / "published" / "releases.csv").set_index("file")["megabytes"] * 1e6
     names = [downloads.place(run.checkpoint.url).name for run in profile.runs.values() if run.checkpoint]
     networks = sum(float(released.get(name, 0)) for name in names)
-    return int(2 * (images + features + 4 * len(profile.runs) * weights) + states + archives_size + 3 * networks)
+    return int(2 * images + features + checkpoints + states + archives_size + 2 * networks)
 
 
 def stages(profile: Profile) -> list[str]:
@@ -471,7 +472,7 @@ def report(profile: Profile, found: dict[str, Any]) -> str:
         ]  # fmt: skip
     else:
         lines += _bill(profile, found["costs"])
-    lines += [f"Disk: about {found['disk_bytes'] / GIB:.2g} GiB, with DVC's copies.", ""]
+    lines += [f"Disk: about {found['disk_bytes'] / GIB:.2g} GiB.", ""]
     lines += [f"{note}." for note in found["notes"]]
     lines += [f"To be downloaded: {gap}." for gap in found["downloads"]]
     lines += [f"Missing here: {gap}." for gap in found["missing"]] or ["Nothing is missing here."]

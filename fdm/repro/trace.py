@@ -22,30 +22,26 @@ from fdm.study.profiles import USUAL, USUAL_TOP, Profile
 from fdm.study.tables import sampler_label
 
 SHARES = {f"{share:.0%}": share for share in QUARTERS}
-# Of each notebook's tables: an example, the columns that name a row, and where its measurements are others than those
-# of Table 1 at the end of the training; None is any.
-TABLES: dict[str, dict[str, tuple[str, list[str], dict[str, Any]]]] = {
-    "04_tables": {
-        "table1": ("vp,fdm,100%", ["framework", "kernel", "training"], {}),
-        "table2": ("edm,baseline,25", ["framework", "kernel", "nfe"], {"sampler": PAPER[2]}),
-        "table3": ("edm,baseline,25", ["framework", "kernel", "nfe"], {"sampler": PAPER[3]}),
-        "samplers": ("vp,fdm,DDIM,25", ["framework", "kernel", "sampler", "nfe"], {}),
-    },
+# Of each table of 04_tables: an example, the columns that name a row, and where its measurements are others than those
+# of Table 1 at the end of the training.
+TABLES: dict[str, tuple[str, list[str], dict[str, Any]]] = {
+    "table1": ("vp,fdm,100%", ["framework", "kernel", "training"], {}),
+    "table2": ("edm,baseline,25", ["framework", "kernel", "nfe"], {"sampler": PAPER[2]}),
+    "table3": ("edm,baseline,25", ["framework", "kernel", "nfe"], {"sampler": PAPER[3]}),
+    "samplers": ("vp,fdm,DDIM,25", ["framework", "kernel", "sampler", "nfe"], {}),
 }
-# What else can be asked for.
+# What else can be asked for there.
 FORMS = {
-    "04_tables": {
-        "table1[real]": "the floor, real images against real images; of tables 2 and 3 too",
-        "table1[vp,fdm,50 Mimg,cifar10]": "published: framework, kernel, training images, data set",
-        "table2[vp,fdm,25,afhqv2]": "published: framework, kernel, nfe, data set; of table 3 too",
-    },
+    "table1[real]": "the floor, real images against real images; of tables 2 and 3 too",
+    "table1[vp,fdm,50 Mimg,cifar10]": "published: framework, kernel, training images, data set",
+    "table2[vp,fdm,25,afhqv2]": "published: framework, kernel, nfe, data set; of table 3 too",
 }
 
 
 class Entry(NamedTuple):
     """What a name can stand for: the words between its brackets, what is there, and where that is from.
 
-    That is either `text`, or the measurements with `keys` in their columns; then `mean` may be their mean.
+    That is either `text`, or the measurements with `keys` in their columns; then `mean` is what the table has of them.
     """
 
     words: list[str]
@@ -64,28 +60,26 @@ def explain(profile: Profile, name: str | None) -> str:
     if profile.conclusions is None:
         par = profile.evaluation
         where = "systems and standings" if par.systems else "restoration and restored" if par.restoration else "runs"
+        where = "few-steps" if profile.few_steps else where
         raise FdmError(f"{profile.profile} has no tables of claims; see {where} in {relative(profile.results)}.")
-    tables: dict[str, Any] = TABLES.get(profile.conclusions, report.KEYS)
-    forms = {f"{table}[...]": ", ".join(names) for table, names in report.KEYS.items()}
-    if profile.conclusions in TABLES:
-        forms = {f"{table}[{example}]": ", ".join(names) for table, (example, names, _) in tables.items()}
-    example = "answer" if profile.conclusions == "05_evidence" else "quality_by_nfe"
-    forms |= FORMS.get(profile.conclusions, {}) | {
-        f"figure[{example}]": "which notebook draws it, and from which files"
-    }
+    evidence = profile.conclusions == "05_evidence"
+    if evidence:
+        forms = {f"{table}[...]": ", ".join(names) for table, names in report.KEYS.items()}
+    else:
+        forms = {f"{table}[{example}]": ", ".join(names) for table, (example, names, _) in TABLES.items()} | FORMS
+    forms[f"figure[{'answer' if evidence else 'quality_by_nfe'}]"] = "which notebook draws it, and from which files"
     if name is None:
         return "\n".join(["python -m fdm explain NAME, where NAME is one of", *(f"  {k:34}{forms[k]}" for k in forms)])
     match = re.fullmatch(r"(\w+)(?:\[([^\[\]]+)\])?", _plain(name))
-    if not match or match[1] not in [*tables, "figure"]:
+    if not match or match[1] not in [*(report.KEYS if evidence else TABLES), "figure"]:
         other = "; verdicts on claims are those of --params profiles/exact/params.yaml, such as verdicts[C3,EDM,exact]"
         raise FdmError(
-            f"{name!r} cannot be explained; allowed are names such as {', '.join(forms)}"
-            f"{other if profile.conclusions in TABLES else ''}."
+            f"{name!r} cannot be explained; allowed are names such as {', '.join(forms)}{'' if evidence else other}."
         )
     path = profile.results / "tables" / f"{match[1]}.csv"
     try:
-        found = _entries if profile.conclusions in TABLES else _findings
-        entries = _figures(profile) if match[1] == "figure" else found(profile, path)
+        entries = (_figures(profile) if match[1] == "figure" else
+                   _findings(profile, path) if evidence else _entries(profile, path))  # fmt: skip
         entry = _find(name, match[2].split(",") if match[2] else [], [*entries])
         lines = entry.text if entry.keys is None else _measured(profile, path, entry.keys, entry.mean)
     except (KeyError, ValueError, AttributeError) as error:
@@ -124,13 +118,12 @@ def _find(name: str, asked: list[str], entries: list[Entry]) -> Entry:
 
 
 def _entries(profile: Profile, path: Path) -> Iterator[Entry]:
-    """The entries of a table: its rows, or its numbers where columns are models or durations; and published numbers."""
+    """The entries of a table, whose columns are models: its numbers, and published ones."""
     content = measurements.read(path).rename(columns={"Sampler": "sampler", "NFE": "nfe"})
-    _, names, special = TABLES["04_tables"][path.stem]
+    _, names, special = TABLES[path.stem]
     models = {label(*model): model for model in MODELS}
-    if wide := [name for name in content if name in {*SHARES, *models, "Real"}]:
-        by = "training" if "cell" in content else "model"
-        content = content.melt([*content.columns.difference(wide)], wide, by, "value").dropna(subset="value")
+    wide = [name for name in content if name in {*models, "Real"}]
+    content = content.melt([*content.columns.difference(wide)], wide, "model", "value").dropna(subset="value")
     pairs = measurements.table(profile)[["sampler", "options"]].drop_duplicates().itertuples(index=False)
     samplers = {sampler_label(*pair): dict(zip(("sampler", "options"), pair, strict=True)) for pair in pairs}
     told: dict[str, Callable[[dict], dict[str, Any]]] = {  # what a column says of the measurements; the last one counts
@@ -139,7 +132,6 @@ def _entries(profile: Profile, path: Path) -> Iterator[Entry]:
         "sampler": lambda row: samplers[row["sampler"]],
         "framework": lambda row: {"cell": [*measurements.published_pair(profile, row["framework"].lower())]},
         "kernel": lambda row: {"kernel": row["kernel"]},
-        "cell": lambda row: {"cell": row["cell"]},
     }
     for every in content.to_dict("records"):
         row = {key: value for key, value in every.items() if pd.notna(value)}
@@ -151,8 +143,7 @@ def _entries(profile: Profile, path: Path) -> Iterator[Entry]:
         if "training" in row:
             row["training"] = row["training"].split()[0]
         keys = {key: value for column in told if column in row for key, value in told[column](row).items()}
-        says = f" = {_text(row['value'])}" if wide else f": {_told({k: row[k] for k in row if k not in names})}"
-        yield Entry([_text(row[key]) for key in names], says, [], special | keys, row["value"] if wide else None)
+        yield Entry([_text(row[key]) for key in names], f" = {_text(row['value'])}", [], special | keys, row["value"])
     if path.stem in ("table1", "table2", "table3"):
         yield from _published(int(path.stem[-1]), path)
 
@@ -214,7 +205,7 @@ def _measured(profile: Profile, path: Path, keys: dict[str, Any], mean: float | 
         "metric": measurements.frechet(rows), "n": profile.evaluation.samples, "sigma_max": USUAL_TOP,
         "options": USUAL, "sampler": sampler, "nfe": nfe, "duration": 1.0, "latents": 0, "reference": 0,
     }  # fmt: skip
-    rows = select(rows, **{column: value for column, value in (usual | keys).items() if value is not None})
+    rows = select(rows, **(usual | keys))
     if rows.empty:
         raise FdmError(f"{relative(path)} has what the measurements do not have; run dvc repro to make it again.")
     shown = rows.drop(columns=["profile", "dataset", "framework", "kernel", "low", "high"])

@@ -55,4 +55,4 @@ like those of {data}, may repeat them, and its scores say nothing about another 
 **Use.** `python -m fdm sample --run {name}{where} --n 64 --out grid.png`, or `fdm.load("{name}"{place})` in Python.
 
 **Licence.** MIT, as the rest of the study. {source.licence}
-""".replace("  \n", "\n")
+"""

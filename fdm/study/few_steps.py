@@ -102,8 +102,6 @@ def over(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
             continue
         for nfe in own(profile, cell):
             for name, (other, system) in rivals(profile, cell).items():
-                if other == cell:
-                    continue
                 found = {
                     space: standings.between(known, (cell, _system(profile, cell, nfe)), (other, system), space, nfe, c)
                     for space, c in floors.items()

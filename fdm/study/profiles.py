@@ -526,7 +526,7 @@ class Profile(Strict):
 
     @property
     def build(self) -> Path:
-        """Folder of what DVC caches: data, features, checkpoints."""
+        """Folder of what is made on this machine: data, features, checkpoints, scores."""
         return root() / "build" / self.profile
 
     @property

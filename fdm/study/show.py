@@ -113,8 +113,7 @@ def show_table(profile: Profile, number: int, folder: Path) -> None:
         "compare the patterns, not the numbers."
     )
     table = tables.by_training(profile) if number == 1 else tables.by_nfe(profile, number)
-    tables.write_table(table, folder, f"table{number}", caption)
-    display(Markdown((folder / f"table{number}.md").read_text(encoding="utf-8")))
+    show(table, folder, f"table{number}", caption)
 
 
 def _metric(profile: Profile) -> str:
@@ -138,8 +137,7 @@ def show_beside(profile: Profile, folder: Path) -> None:
         display(Markdown("The paper has no number on these data: no cell can be compared with one of the tables."))
         return
     caption = f"The published numbers on {SOURCES[profile.dataset.name].label}, FID, and those measured here."
-    tables.write_table(table, folder, "beside", caption)
-    display(Markdown((folder / "beside.md").read_text(encoding="utf-8")))
+    show(table, folder, "beside", caption)
 
 
 def deciding_numbers(claim: dict[str, Any]) -> str:

@@ -156,8 +156,8 @@ def pairs(profile: Profile) -> list[tuple[str, str, str]]:
 
 def both(found: Apart, plain: str, fdm: str, space: str, nfe: int, c: float) -> pd.DataFrame:
     """`values` of both cells, by (cell, system), of the trainings that both have."""
-    tables = {cell: values(found, cell, space, nfe, c) for cell in (plain, fdm)}
-    return pd.concat(tables, join="inner", axis=0).dropna(axis=1)
+    each = {cell: values(found, cell, space, nfe, c) for cell in (plain, fdm)}
+    return pd.concat(each, join="inner", axis=0).dropna(axis=1)
 
 
 def kernels(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
