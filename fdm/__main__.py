@@ -347,8 +347,6 @@ def main(argv: list[str] | None = None) -> int:
     command.set_defaults(function=completion, params=None, parser=parser)
     # In a log, a progress bar is a line now and then; tqdm reads this when it is first imported.
     os.environ.setdefault("TQDM_MININTERVAL", "0.5" if sys.stderr.isatty() else "15")
-    # jsonschema, which nbformat imports, would build a grammar of web addresses: 1.9 s for a check not used here.
-    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
     try:
         words = sys.argv[1:] if argv is None else argv
         if unfit := [word for word in words if _unfit(word)]:

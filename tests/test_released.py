@@ -441,7 +441,7 @@ def test_no_file_takes_more_memory_or_time_than_its_size_allows(persistence, tmp
     model = whole["ema"].meta["state"]["_modules"]["model"].meta["state"]
     model["_modules"] = {name: part for name, part in model["_modules"].items() if name.startswith("map_layer")}
     hostile = costly(persistence)
-    changed = [*mutations(pickle.dumps(whole), 200, 0), *mutations(complete, 10, 1)]
+    changed = [*mutations(pickle.dumps(whole), 300, 0), *mutations(complete, 20, 1)]
     files = {name: content for name, (content, _) in hostile.items()} | {"good": complete}
     for name, content in (files | {f"changed {n}": content for n, content in enumerate(changed)}).items():
         (tmp_path / f"{name}.pkl").write_bytes(content)

@@ -279,14 +279,14 @@ def disk(profile: Profile, need: Network | None) -> int:
     images = count * dataset.shape[0] * profile.dataset.resolution**2
     features = count * 4 * (2048 if profile.evaluation.extractor == "inception-v3-compat" else 320)
     weights = 4 * need.parameters if need else 0
-    checkpoints = len(SNAPSHOTS) * len(profile.trained) * weights
+    kept = len(SNAPSHOTS) * len(profile.trained) * weights
     # A state holds weights, average and two moments; there are two, a third while it is written, and the checkpoints.
     states = (3 * 4 + len(SNAPSHOTS)) * weights
     archives_size = sum(archive.size or 0 for archive in SOURCES[profile.dataset.name].archives)
     released = pd.read_csv(root() / "results" / "published" / "releases.csv").set_index("file")["megabytes"] * 1e6
     names = [downloads.place(run.checkpoint.url).name for run in profile.runs.values() if run.checkpoint]
     networks = sum(float(released.get(name, 0)) for name in names)
-    return int(2 * images + features + checkpoints + states + archives_size + 2 * networks)
+    return int(2 * images + features + kept + states + archives_size + 2 * networks)
 
 
 def stages(profile: Profile) -> list[str]:
