@@ -16,6 +16,7 @@ from fdm.study import measurements, profiles
 
 from .published_format import make
 from .scratch import ROOT
+from .test_structure import COMMITTED
 
 # What CI can see of other processors on its own: other instructions, other sums, another number of threads.
 ARITHMETIC = {
@@ -39,7 +40,7 @@ def test_the_committed_results_are_those_of_the_committed_code(scratch):
     assert scratch("git status --porcelain") == "", "dvc repro dvc.yaml:code"
 
 
-@pytest.mark.parametrize("name", ["digits"])
+@pytest.mark.parametrize("name", COMMITTED)
 def test_the_committed_files_belong_together(name, monkeypatch):
     monkeypatch.chdir(ROOT)
     for check, problems in integrity.checks(profiles.find(name), "committed").items():
