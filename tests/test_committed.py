@@ -41,6 +41,14 @@ def test_the_committed_results_are_those_of_the_committed_code(scratch):
 
 
 @pytest.mark.parametrize("name", COMMITTED)
+def test_the_committed_files_are_those_of_the_lock(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert integrity.lock(profiles.find(name)) == []
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "digits" else pytest.mark.weekly) for name in COMMITTED]
+)
 def test_the_committed_files_belong_together(name, monkeypatch):
     monkeypatch.chdir(ROOT)
     for check, problems in integrity.checks(profiles.find(name), "committed").items():
