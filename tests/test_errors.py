@@ -272,6 +272,7 @@ def test_an_interrupted_measurement_goes_on_and_ends_alike(known, counted):
 
 
 @pytest.mark.slow
+@pytest.mark.weekly
 def test_another_network_and_another_training_are_measured_under_other_names(known, coarse):
     profile, dataset = known
     as_trained(profile, OTHER, dataset)

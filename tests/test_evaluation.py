@@ -220,6 +220,7 @@ def test_an_evaluation_measures_every_setting_and_goes_on_after_a_kill(trained, 
     assert again == [sum(told)]  # and now all are
 
 
+@pytest.mark.weekly
 def test_a_remembered_measurement_that_was_altered_is_measured_again(trained, digits, sampled):
     memory = trained.scores(RUN)
     rows = evaluated(trained, digits)
@@ -308,6 +309,7 @@ def test_the_source_of_a_sampler_names_its_measurements_alone(trained, digits):
         path.write_text(source)
 
 
+@pytest.mark.weekly
 def test_the_measurements_do_not_depend_on_the_number_of_processes(trained, digits):
     with_settings(trained, lambda settings: settings[1:2] + settings[3:4])  # without noise, and with it
     shared = change(Path(trained.params_file), evaluation={"processes": 3, "batch": 8})

@@ -964,7 +964,7 @@ def test_a_killed_training_for_few_steps_goes_on_to_the_same_bits(few, digits, t
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["edm-baseline-mmd-0", "edm-baseline-siddm-0"])
+@pytest.mark.parametrize("name", [pytest.param("edm-baseline-mmd-0", marks=pytest.mark.weekly), "edm-baseline-siddm-0"])
 def test_two_processes_give_the_losses_of_one(few, digits, tmp_path, name):
     profile = change(Path(few.params_file), network={"dropout": 0.0})
     alone = losses_of(profile, digits, tmp_path / "alone", name)

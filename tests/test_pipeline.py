@@ -267,6 +267,7 @@ def test_a_killed_stage_loses_nothing_and_goes_on(whole, profile):
     assert whole.hashes(provenance=False) == before
 
 
+@pytest.mark.weekly
 def test_dvc_shows_something_worth_reading(run):
     assert "EDM-FDM" in run("dvc metrics show")
     assert "train" in run(f"dvc dag {SMOKE}")

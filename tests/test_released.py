@@ -434,14 +434,15 @@ def mutations(content: bytes, count: int, seed: int) -> list[bytes]:
     return out
 
 
-def test_no_file_takes_more_memory_or_time_than_its_size_allows(persistence, tmp_path):
+@pytest.mark.parametrize("share", [pytest.param(1, marks=pytest.mark.weekly), 10])
+def test_no_file_takes_more_memory_or_time_than_its_size_allows(persistence, tmp_path, share):
     """In a process of its own under limits: hostile files, and a published network that is changed at random."""
     whole = make("edm", "fdm", persistence)[1]
     complete = pickle.dumps(whole)
     model = whole["ema"].meta["state"]["_modules"]["model"].meta["state"]
     model["_modules"] = {name: part for name, part in model["_modules"].items() if name.startswith("map_layer")}
     hostile = costly(persistence)
-    changed = [*mutations(pickle.dumps(whole), 300, 0), *mutations(complete, 20, 1)]
+    changed = [*mutations(pickle.dumps(whole), 300 // share, 0), *mutations(complete, 20 // share, 1)]
     files = {name: content for name, (content, _) in hostile.items()} | {"good": complete}
     for name, content in (files | {f"changed {n}": content for n, content in enumerate(changed)}).items():
         (tmp_path / f"{name}.pkl").write_bytes(content)

@@ -230,6 +230,7 @@ def test_a_hash_that_looks_like_a_number_is_kept_and_told_from_another(tmp_path,
     assert not agreement.losses(path, here.assign(experiment=other))
 
 
+@pytest.mark.weekly
 def test_one_more_cell_is_computed_alone(finished, computed):
     profile, before = finished, on_record(finished)
     path = Path(profile.params_file)

@@ -209,10 +209,10 @@ def test_one_tuned_number_helps_an_exact_denoiser_in_which_there_is_no_exposure_
 
 @pytest.mark.parametrize(("eps", "steps", "row"), [
     ("of D", 5, (0.099, 0.152, 0.212, 0.280, 0.353)), ("of D", 10, (0.012, 0.052, 0.109, 0.175, 0.252)),
-    ("of D", 20, (0.042, 0.0061, 0.054, 0.115, 0.187)),
+    pytest.param("of D", 20, (0.042, 0.0061, 0.054, 0.115, 0.187), marks=pytest.mark.weekly),
     pytest.param("of D", 50, (0.069, 0.027, 0.021, 0.078, 0.144), marks=pytest.mark.weekly),
     ("of the mean", 5, (0.127, 0.166, 0.212, 0.266, 0.329)), ("of the mean", 10, (0.060, 0.082, 0.109, 0.145, 0.192)),
-    ("of the mean", 20, (0.029, 0.040, 0.054, 0.074, 0.100)),
+    pytest.param("of the mean", 20, (0.029, 0.040, 0.054, 0.074, 0.100), marks=pytest.mark.weekly),
     pytest.param("of the mean", 50, (0.011, 0.016, 0.021, 0.029, 0.040), marks=pytest.mark.weekly),
 ])  # fmt: skip
 def test_a_moving_average_hurts_an_exact_denoiser_and_an_extrapolation_helps_it(eps, steps, row, data, unit):

@@ -395,7 +395,9 @@ ALTERATIONS = {  # together, as each is told in a sentence of its own
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("what", ALTERATIONS)
+@pytest.mark.parametrize(
+    "what", [pytest.param(what, marks=[] if "follows" in what else pytest.mark.weekly) for what in ALTERATIONS]
+)
 def test_whatever_is_altered_among_the_committed_files_is_found(profile, what):
     """Fifteen kinds of alteration; the working tree stays as it was."""
     if what == "what follows from the runs":
@@ -412,6 +414,7 @@ def test_whatever_is_altered_among_the_committed_files_is_found(profile, what):
         assert any(sentence in problem for problem in problems), "\n".join([name, *problems])
 
 
+@pytest.mark.weekly
 def test_what_is_altered_with_its_lock_is_found_where_something_else_tells(profile):
     altered(f"{TABLES}/table1.csv", "2100.25", "9.25")
     record()
@@ -431,6 +434,7 @@ HEADLINE = [
 
 
 @pytest.mark.slow
+@pytest.mark.weekly
 def test_whatever_is_altered_of_the_headline_is_found_or_said_not_to_be_covered(tmp_path, monkeypatch):
     """README's verdicts and what they follow from, as committed; while cells are missing there is no lock."""
     for name in filter(lambda name: (ROOT / name).exists(), verify.NAMES):
