@@ -80,14 +80,14 @@ style: .venv/ready
 	mypy
 
 check-fast: style
-	OMP_NUM_THREADS=1 pytest -n 3 --dist loadfile -m "not slow and not weekly"
+	OMP_NUM_THREADS=1 pytest -n logical --maxprocesses 4 --dist loadfile -m "not slow and not weekly"
 
 # Style beside tests: types are checked by one core, while others wait.
 test: .venv/ready
 	@$(MAKE) --no-print-directory -j2 style quicker
 
-# Three processes, a file each, the longest first as tests/conftest.py has them: with two the cores wait.
-quicker test-all: SUITE := OMP_NUM_THREADS=1 pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=12
+# A process a core, a file each, the longest first as tests/conftest.py has them. Each takes up to 2 GB.
+quicker test-all: SUITE := OMP_NUM_THREADS=1 pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations=12
 quicker: .venv/ready
 	$(SUITE) -m "not weekly"
 

@@ -245,6 +245,7 @@ def test_training_on_the_known_distribution_repeats_no_image_and_takes_none_of_t
 
 
 @pytest.mark.slow
+@pytest.mark.weekly
 def test_training_on_the_known_distribution_does_not_depend_on_the_number_of_processes(smoke, tmp_path):
     losses = []
     for processes in (1, 2):

@@ -71,7 +71,8 @@ def test_levels_are_found_again_and_the_prior_gap_is_that_of_two_gaussians(name)
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.weekly if name in ("alda", "malda") else []) for name in PROCESSES]
+    "name",
+    [pytest.param(name, marks=pytest.mark.weekly if name in ("alda", "cld", "malda") else []) for name in PROCESSES],
 )
 def test_with_an_exact_denoiser_every_process_has_the_entropy_as_its_bound(name):
     """Gaussian data: minus the bound is the entropy, and the prior gap less what y then tells of the pixel, for all.

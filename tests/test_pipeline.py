@@ -1,5 +1,6 @@
 """The real pipeline, in a scratch copy of this checkout: the smoke profile, the lock, and the notebooks."""
 
+import functools
 import json
 import re
 import shutil
@@ -21,6 +22,7 @@ from .conftest import ROOT
 from .scratch import RESULTS, SMOKE, Scratch
 
 pytestmark = pytest.mark.slow
+WEEKLY = functools.partial(pytest.param, marks=pytest.mark.weekly)
 
 
 @pytest.fixture(scope="module")
@@ -193,8 +195,8 @@ def test_a_change_of_prose_is_published_and_nothing_else_is_made(whole):
     ("module", "stale", "current"),
     [
         ("samplers/heun", {"evaluate"}, {"prepare", "reference", "train"}),
-        ("study/unused", set(), {"prepare", "reference", "train", "evaluate", "tables"}),
-        ("training/objectives/denoising", {"train"}, {"prepare", "reference", "evaluate"}),
+        WEEKLY("study/unused", set(), {"prepare", "reference", "train", "evaluate", "tables"}),
+        WEEKLY("training/objectives/denoising", {"train"}, {"prepare", "reference", "evaluate"}),
     ],
 )
 def test_a_change_of_code_makes_stale_what_runs_it_and_nothing_else(run, profile, module, stale, current):
@@ -275,6 +277,7 @@ def test_dvc_shows_something_worth_reading(run):
     assert "Quality_against_training" in (run.path / "plots_html" / "index.html").read_text()
 
 
+@pytest.mark.weekly
 def test_bad_parameters_stop_the_pipeline_before_anything_runs(run):
     run.edit("profiles/smoke/params.yaml", "lr: 2.0e-3", "lr: -1.0")
     printed = run(f"dvc repro {SMOKE}", check=False)

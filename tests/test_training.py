@@ -460,7 +460,8 @@ def test_two_processes_compute_the_gradient_of_one(plain, digits, tmp_path):
     assert (gradients[0] - gradients[1]).norm() < 1e-6 * gradients[0].norm()
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.weekly)])
+@pytest.mark.weekly
+@pytest.mark.parametrize("processes", [2, 4])
 def test_processes_that_are_killed_resume_to_the_same_bits(plain, digits, tmp_path, processes):
     few_steps = {"budget_kimg": 0.768, "state_kimg": 0.128, "processes": processes}
     profile = change(Path(plain.params_file), training=few_steps)

@@ -479,6 +479,7 @@ def test_accepted_steps_are_a_chain(numbers):
     assert "two steps of training lead to the same source" in problems("training,0a,1b", "training,0a,1b")
 
 
+@pytest.mark.weekly
 def test_files_that_are_missing_or_of_no_stage_are_named_and_no_more_than_twenty_printed(profile, capsys):
     path_of("vp-fdm").unlink()
     (profile.results / "metrics.json").unlink()
