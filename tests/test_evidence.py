@@ -330,6 +330,21 @@ def test_the_contrasts_hold_together_at_the_level_of_the_study():
     assert 1 - 8 * (1 - evidence.level()) == pytest.approx(0.95)
 
 
+def test_what_a_clamp_does_to_a_gradients_noise_is_a_ratio_over_seeds_without_those_that_have_no_norm():
+    rows = [
+        {"cell": "a", "duration": 0.25, "seed": seed, "ceiling": ceiling, "quantity": quantity, "value": value}
+        for seed in range(4)
+        for ceiling, noise in ((math.nan, 6.0 + seed), (5.0, 3.0 + seed / 2))
+        for quantity, value in (("gradient noise", noise), ("gradient norm", 0.0 if seed == 3 else 2.0))
+    ]
+    errors = pd.DataFrame(rows).assign(sigma=math.nan)
+    profile = profiles.load("params.yaml")
+    (row,) = findings.gradients(evidence.Target(profile, pd.DataFrame(), errors, "", pd.Series())).to_dict("records")
+    assert row["ratio"] == pytest.approx(0.5) and row["seeds"] == 3
+    assert (row["cell"], row["duration"], row["ceiling"], row["unclamped"]) == ("a", 0.25, 5.0, 3.5)
+    assert findings.gradients(evidence.Target(profile, pd.DataFrame(), errors[:0], "", pd.Series())).empty
+
+
 def test_the_largest_rate_that_survives_is_told_where_a_larger_one_was_tried():
     told = {"a-lr4": [0.10, 0.12, 0.11], "a-lr8": [0.11, 0.11, 5.0], "a-lr16": [9.0, 8.0, 0.1],
             "b-lr4": [0.2, 0.2, 0.2], "b-lr8": [0.1, 0.1, 0.1], "plain": [0.1, 0.1, 0.1]}  # fmt: skip

@@ -365,6 +365,12 @@ def test_what_words_say_of_the_results_is_so_in_the_tables():
     assert steps.loc[("exact", "EDM", "heun"), "low"] > 2 / 3, "a third is far"
     assert verdicts.loc[("C4", "EDM", "exact")] == "does not hold"
     assert verdicts.loc[("C5", "all", "exact")] == "equivalent", "the input scaling, not the warm-up"
+    clamped = measurements.select(measurements.read(folder / "gradients.csv"), target="exact", ceiling=5.0)
+    clamped = clamped.set_index(["cell", "duration"])
+    early = clamped.xs(0.03125, level="duration")
+    assert set(early.index[early["high"] < 1]) == {"edm-baseline", "ve-baseline"}, "a clamp steadies their gradients"
+    assert set(early.index[early["low"] > 1]) == {"edm-fdm-warmup", "ve-fdm-warmup"}, "steadier without the clamp"
+    assert clamped.loc[("edm-baseline", 0.25), "low"] > 1, "after a quarter it makes EDM's noisier"
     why = measurements.select(measurements.read(folder / "why.csv"), target="exact").set_index("change")
     for framework in ("EDM", "VP", "VE"):
         assert why.loc[f"{framework} with FDM's c_in", "low"] > 1, "the input scaling does it"

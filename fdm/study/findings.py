@@ -258,19 +258,23 @@ def distances(target: Target) -> pd.DataFrame:
 
 
 def gradients(target: Target) -> pd.DataFrame:
-    """Noise of a gradient over its norm, of one image, over the noise levels of training, without and with a clamp.
+    """Noise of one image's gradient over its norm, clamped at `ceiling` over unclamped, by cell and snapshot.
 
-    The median over seeds; the less, the more a step goes where it should. `weights` is the ceiling of the loss weight.
+    Over the noise levels that training draws; the less, the more a step goes where it should. `unclamped` is the median
+    over seeds without a clamp. A seed whose norm cannot be told from 0 has no part in it.
     """
     rows = target.errors[target.errors["quantity"].isin(["gradient noise", "gradient norm"])]
     rows = rows[rows["sigma"].isna()].assign(ceiling=rows["ceiling"].fillna(math.inf))
     if rows.empty:
         return pd.DataFrame()
-    keys = ["cell", "duration", "ceiling", "seed"]
-    table = rows.pivot_table(index=keys, columns="quantity", values="value")
-    ratio = (table["gradient noise"] / table["gradient norm"].replace(0, math.nan)).groupby(keys[:3]).median()
-    wide = ratio.unstack("ceiling").rename(columns=lambda top: "no clamp" if math.isinf(top) else f"clamped at {top:g}")
-    return wide.reset_index()
+    table = rows.pivot_table(index=["cell", "duration", "seed", "ceiling"], columns="quantity", values="value")
+    wide = (table["gradient noise"] / table["gradient norm"].replace(0, math.nan)).unstack("ceiling").dropna()
+    ratio, out = wide.stack().reorder_levels(["cell", "duration", "ceiling", "seed"]), []
+    for (cell, duration), part in wide.groupby(level=["cell", "duration"]):
+        for ceiling in part.columns.drop(math.inf):
+            at = {"cell": cell, "duration": duration, "ceiling": ceiling, "unclamped": part[math.inf].median()}
+            out.append((at, pair(ratio, (cell, duration, ceiling), (cell, duration, math.inf))))
+    return _rows(out)
 
 
 def inputs() -> pd.DataFrame:

@@ -178,7 +178,7 @@ KEYS = {
     "fair": ["framework", "setting", "target"], "solver": ["framework", "quantity", "sampler", "nfe", "target"],
     "steps": ["framework", "sampler", "target"], "distances": ["cell", "duration", "sigma_max", "target"],
     "halves": ["framework", "metric", "compared", "target"], "dimensions": ["d", "target"],
-    "levels": ["framework", "change", "sigma", "target"], "gradients": ["cell", "duration", "target"],
+    "levels": ["framework", "change", "sigma", "target"], "gradients": ["cell", "duration", "ceiling", "target"],
     "rates": ["model", "target"],
 }  # fmt: skip
 
