@@ -375,6 +375,14 @@ def test_what_words_say_of_the_results_is_so_in_the_tables():
     for framework in ("EDM", "VP", "VE"):
         assert why.loc[f"{framework} with FDM's c_in", "low"] > 1, "the input scaling does it"
     assert why.loc["VP-FDM, told the radius", "high"] < 0.8, "told how long x is"
+    fair = measurements.select(measurements.read(folder / "fair.csv"), target="exact")
+    fair = fair.set_index(["framework", "setting"])
+    for framework in ("VP", "EDM"):
+        usual = fair.loc[(framework, "rate x 1")]
+        for setting in ("rate x 1/2", "rate x 2", "width x 2"):
+            other = fair.loc[(framework, setting)]
+            assert other["seeds"] == 3 and other["low"] < usual["ratio"] < other["high"], "rate and width hardly matter"
+            assert framework != "EDM" or other["low"] < 1, "so small a loss as EDM's cannot be told from none"
     multipliers = why.loc[[f"EDM-FDM, m = {m} in place of 2" for m in ("1/2", "1", "4")]]
     assert multipliers["ratio, high"].is_monotonic_decreasing and multipliers.iloc[1]["low, high"] > 1
     assert multipliers.iloc[2]["high, high"] < 1, "the larger m, the smaller the errors at high noise"
