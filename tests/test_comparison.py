@@ -430,9 +430,19 @@ def test_what_the_notebook_says_of_solvers_is_so_in_the_tables(standing):
         for solver in SECOND:
             assert all(standing.loc[(cell, solver, nfe), "ratio"] < 0.9 for nfe in (5, 8, 10, 15))
             assert 0.9 < standing.loc[(cell, solver, 50), "ratio"] < 1
+    summary = of_record("summary").set_index("system")
     for solver in SECOND:
-        counts = of_record("interactions", framework="EDM", system=solver)["counts"]
-        assert (counts != "").sum() <= 2
+        assert set(of_record("interactions", framework="EDM", system=solver)["counts"]) == {""}
+        assert int(summary.loc[solver, "better"]) <= int(summary.loc[solver, "of"]) / 4
+    for cell in EDMS:
+        two = [standing.loc[(cell, solver, 10), "ratio"] for solver in ("S-PNDM", "DPM-Solver++ (2M)")]
+        assert two[0] < two[1] or cell.endswith("exact")
+    heun = of_record("interactions", framework="EDM", system="Heun").set_index("nfe")
+    assert set(heun.loc[[8, 10], "counts"]) == {"more"} and (heun.loc[[8, 10], "baseline"].astype(float) > 5).all()
+    latents = of_record("ratios", system="DDIM, other latents", cell="edm-baseline")
+    first = latents[latents["quantity"] == "KID(EfficientNet-Lite0)"]
+    assert (first["low"].astype(float) > 1).all() and 1.9 < first["ratio"].astype(float).max() < 2.1
+    assert set(latents["counts"]) == {""}
     grids = of_record("crossed")
     for cell in ("edm-baseline", "edm-baseline-exact"):
         for nfe in (10, 20):

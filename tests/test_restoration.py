@@ -841,6 +841,8 @@ def test_what_the_notebook_says_of_coming_closer_is_so_in_the_tables(told):
     tuned = told["tuned"].query("system == 'CCDF'")
     starts = tuned["options"].str.extract(r"sigma_0=([\d.]+)", expand=False).astype(float)
     assert starts.between(1, 10).all()
+    assert set(tuned["task"][(starts == 10) & (tuned["nfe"] == 20)]) == {"box", "random"}
+    assert set(tuned["nfe"][starts == 10]) == {20}
     by_evaluations = np.log(starts).groupby(tuned["nfe"]).mean()
     assert by_evaluations.loc[20] > by_evaluations.loc[1]
 
@@ -883,6 +885,7 @@ def test_what_the_notebook_says_of_the_shift_is_so_in_the_tables(told):
             assert noise["accuracy"] < shifted["accuracy"] and (noise[kid] < shifted[kid] or nfe == 5)
     orders = pd.read_csv(ROOT / "results" / "restoration" / "restored" / "orders.csv").set_index("evaluations")
     assert (orders.loc[[5, 10, 20, 40], "order 2"] < 0.6 * orders.loc[[5, 10, 20, 40], "order 1"]).all()
+    assert (orders.loc[[20, 40]].idxmax(axis=1) == "order 3, slope at s").all(), "last on the mixture as well"
 
 
 def test_what_the_notebook_says_of_fdm_is_so_in_the_tables(told):
@@ -902,6 +905,9 @@ def test_what_the_notebook_says_of_the_mean_is_so_in_the_tables(told):
             if (cell, system, 1) in psnr.index:
                 falls = [psnr[cell, system, nfe] for nfe in (1, 5, 10, 20)]
                 assert falls == sorted(falls, reverse=True)
+    for cell in ("edm-baseline-given", "edm-fdm-given"):
+        for system in ("conditional DDIM", "conditional DDIM, eta 1"):
+            assert psnr[cell, system].idxmax() == 5, "from noise it is highest with five"
 
 
 def test_a_denoiser_elsewhere_is_asked_from_the_cpu():

@@ -54,6 +54,7 @@ LEARNT, TIMES = 0.8, 2.0  # the gate: share of the real images' accuracy, and ti
 HALF, EARLY = 0.5, 0.25  # shares of the training that C3 and C5 are about
 THIRD = 9, 25  # evaluations that C4 is about: about a third
 PRIMARY = 8  # contrasts on a target
+HIGH = 5.0  # noise levels from here up are called high
 DOUBLING = math.log(2)
 
 
@@ -65,14 +66,17 @@ def errors(profile: Profile) -> pd.DataFrame:
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=columns)
 
 
-def weighted(rows: pd.DataFrame, quantity: str, images: str = "held out") -> pd.Series:
-    """One number a (cell, duration, seed): errors weighted as EDM's training weights and draws noise levels."""
-    mine = select(rows, quantity=quantity, images=images)
+def weighted(rows: pd.DataFrame, quantity: str, lowest: float = 0.0) -> pd.Series:
+    """One number a (cell, duration, seed): errors weighted as EDM's training weights and draws noise levels.
+
+    Of held-out images. What noise levels from `lowest` up have in it, where that is given.
+    """
+    mine = select(rows, quantity=quantity, images="held out")
     table = mine.pivot_table(index=["cell", "duration", "seed"], columns="sigma", values="value")
     sigma = table.columns.to_numpy(float)
     law = np.exp(-(((np.log(sigma) - P_MEAN) / P_STD) ** 2) / 2)  # the levels are evenly spaced in the logarithm
     weight = EDM.weight(torch.tensor(sigma)).numpy() * law / law.sum()
-    return (table * weight).sum(axis=1, min_count=len(sigma))
+    return (table * weight).loc[:, sigma >= lowest].sum(axis=1, min_count=int((sigma >= lowest).sum()))
 
 
 def matrix(values: pd.Series, wanted: list[tuple]) -> np.ndarray:

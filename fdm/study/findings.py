@@ -15,12 +15,11 @@ import pandas as pd
 
 from fdm.process.frameworks import FRAMEWORKS, SIGMA_DATA, coefficients
 from fdm.study import evidence, rules
-from fdm.study.evidence import HALF, KERNEL, WARMUP, Target, matrix
+from fdm.study.evidence import HALF, HIGH, KERNEL, WARMUP, Target, matrix
 from fdm.study.measurements import select
 from fdm.study.profiles import USUAL_TOP
 from fdm.study.rules import Estimate
 
-HIGH = 5.0  # noise levels from here up are called high
 # One change each: what it is called, the cell with it, and the cell without.
 CHANGES = [
     ("EDM with c_in = 1", "edm-baseline-one", "edm-baseline"),
@@ -153,7 +152,11 @@ def shifts_weighted(target: Target) -> pd.DataFrame:
 
 
 def why(target: Target) -> pd.DataFrame:
-    """One change at a time: ratio of the weighted error, of that at high noise levels, and the radius slope at 80."""
+    """One change at a time: ratio of the weighted error, of that at high noise levels, and the radius slope at 80.
+
+    `from high` is the share of the change of the weighted error that is from high noise levels, where it does change.
+    """
+    part = evidence.weighted(target.errors, target.quantity, HIGH)
     high = select(target.errors, quantity=target.quantity, images="held out", duration=1.0)
     high = np.log(high[high["sigma"] >= HIGH].set_index(["cell", "seed", "sigma"])["value"])
     high = np.exp(high.groupby(["cell", "seed"]).mean())
@@ -166,7 +169,12 @@ def why(target: Target) -> pd.DataFrame:
                 f"{key}, high": value for key, value in told(above).items() if key in ("ratio", "low", "high")
             }
             slope = {"slope": slopes.get(cell, math.nan), "slope without": slopes.get(other, math.nan)}
-            out.append({"change": change} | told(whole) | above_told | slope)
+            moved, moved_high = (
+                each.loc[cell, 1.0].mean() - each.loc[other, 1.0].mean() for each in (target.loss, part)
+            )
+            low, high_end = whole.interval()
+            share = {"from high": moved_high / moved if low * high_end > 0 else math.nan}
+            out.append({"change": change} | told(whole) | above_told | share | slope)
     return pd.DataFrame(out)
 
 

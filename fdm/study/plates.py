@@ -15,8 +15,8 @@ from fdm.samplers import GRIDS, SAMPLERS
 from fdm.study.figures import COLOUR, GREY, MARKER, plain, style
 from fdm.study.measurements import label, select
 
-LEAST, MOST = 0.7, 8.0  # ratios that an axis shows
-TICKS = [0.3, 0.4, 0.5, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 8.0]
+LEAST, MOST = 0.7, 30.0  # ratios that an axis shows
+TICKS = [0.3, 0.4, 0.5, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0, 3.0]
 LINES = ["-", (0, (4, 2)), ":", "-."]  # of the targets, in their order
 
 
@@ -25,7 +25,7 @@ def _ratios(ax: Axes, low: float = LEAST, high: float = MOST, across: bool = Fal
     axis, limit, line = (ax.xaxis, ax.set_xlim, ax.axvline) if across else (ax.yaxis, ax.set_ylim, ax.axhline)
     (ax.set_xscale if across else ax.set_yscale)("log")
     limit(low, high)
-    ticks = [0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 8] if high / low > 12 else TICKS  # as many as there is room for
+    ticks = [0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 8, 15, 30] if high / low > 12 else TICKS  # as many as there is room for
     axis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(NullLocator())
@@ -231,9 +231,10 @@ def costs(table: pd.DataFrame) -> Figure:
     targets = list(dict.fromkeys(table["target"])) if len(table) else []
     figure, axes = plt.subplots(1, len(FRAMEWORKS), figsize=(10, 3.4), sharey=True, layout="constrained")
     for ax, framework in zip(axes, FRAMEWORKS, strict=True):
-        _ratios(ax, 0.3, 3)
+        _ratios(ax, 0.3, 5)
         ax.axhline(0.5, color="black", lw=1, ls="--")
         for number, target in enumerate(targets):
+            place = 4.4 * 0.75**number  # a row a target for what is not drawn
             mine = select(table, target=target, framework=framework.upper())
             part = mine[mine["level"] != "weighted"]
             x = part["level"].astype(float)
@@ -241,10 +242,12 @@ def costs(table: pd.DataFrame) -> Figure:
             if ratio.notna().any():
                 ax.plot(x, ratio, color=COLOUR[framework], ls=LINES[number % 4], marker="os^D"[number % 4], ms=3,
                         label=target)  # fmt: skip
-            _arrows(ax, x[(part["refused"] == part["seeds"]) | (ratio > 3)], 3, COLOUR[framework])
+            _arrows(ax, x[(part["refused"] == part["seeds"]) | (ratio > 5)], place, COLOUR[framework])
             for _, row in part[(part["refused"] > 0) & (part["refused"] < part["seeds"])].iterrows():
-                ax.text(float(row["level"]), 3 * 0.87**number * 0.96, f"{row['refused']}/{row['seeds']}", fontsize=6,
-                        rotation=90, ha="center", va="top", color=COLOUR[framework])  # fmt: skip
+                ax.text(float(row["level"]), place, f"{row['refused']}/{row['seeds']}", fontsize=6, rotation=90,
+                        ha="center", va="center", color=COLOUR[framework])  # fmt: skip
+            if ax is axes[0]:
+                ax.annotate(target, (0.02, place), xytext=(3, 0), textcoords="offset points", va="center", fontsize=7)
         ax.set(xscale="log", xlabel="noise level σ", title=framework.upper(), xlim=(0.02, 80))
         if ax.get_legend_handles_labels()[0]:
             ax.legend(fontsize=8, loc="lower right")

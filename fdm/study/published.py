@@ -18,17 +18,28 @@ def savings() -> pd.DataFrame:
     rows = []
     for (dataset, framework), part in published(1).groupby(["dataset", "framework"], sort=False):
         fid = part.set_index(["kernel", "duration_mimg"])["fid"]
-        ratios = {
-            "FDM at half": fid["fdm", 100] / fid["baseline", 200],
-            "baseline at half": fid["baseline", 100] / fid["baseline", 200],
-            "FDM at the end": fid["fdm", 200] / fid["baseline", 200],
-        }
-        mine, control, full = (Estimate(math.log(ratio), 0.0, 1, 1) for ratio in ratios.values())
-        about = {"dataset": dataset, "framework": framework}
-        verdict = rules.judge_saving(mine, control, full)
-        stricter = rules.judge_saving(mine, control, full, tolerance=rules.EFFECT)
-        rows.append(about | ratios | {"verdict": verdict, "verdict with half the tolerance": stricter})
+        rows.append({"dataset": dataset, "framework": framework} | _judged(fid, 100, 200, "at half", "at the end"))
     return pd.DataFrame(rows)
+
+
+def fewer_steps() -> pd.DataFrame:
+    """C4 in Tables 2 and 3 by the same rule: ratios to the baseline with most evaluations, FDM and it with fewest."""
+    rows = []
+    for number in (2, 3):
+        for framework, part in published(number).groupby("framework", sort=False):
+            fid = part.set_index(["kernel", "nfe"])["fid"]
+            ends = part["nfe"].min(), part["nfe"].max()
+            rows.append({"table": number, "framework": framework} | _judged(fid, *ends, "with fewest", "with most"))
+    return pd.DataFrame(rows)
+
+
+def _judged(fid: pd.Series, reduced: int, whole: int, less: str, more: str) -> dict[str, float | str]:
+    """FIDs by kernel and cost over the baseline's at the whole cost, and the verdicts that follow."""
+    places = {f"FDM {less}": ("fdm", reduced), f"baseline {less}": ("baseline", reduced), f"FDM {more}": ("fdm", whole)}
+    ratios = {name: float(fid[place] / fid["baseline", whole]) for name, place in places.items()}
+    estimates = [Estimate(math.log(ratio), 0.0, 1, 1) for ratio in ratios.values()]
+    stricter = rules.judge_saving(*estimates, tolerance=rules.EFFECT)
+    return ratios | {"verdict": rules.judge_saving(*estimates), "verdict with half the tolerance": stricter}
 
 
 def costs() -> pd.DataFrame:

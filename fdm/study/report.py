@@ -129,6 +129,7 @@ def parameters(profile: Profile) -> dict[str, str]:
         )),
         "rules.quality": percent(math.exp(rules.QUALITY) - 1), "rules.effect": percent(math.exp(rules.EFFECT) - 1),
         "rules.accuracy": percent(evidence.LEARNT), "rules.primary": str(evidence.PRIMARY), "levels": str(len(SIGMAS)),
+        "rules.high": f"{evidence.HIGH:g}",
         "rules.reduced nfe": str(evidence.THIRD[0]), "rules.whole nfe": str(evidence.THIRD[1]),
     }  # fmt: skip
     if par:
@@ -224,6 +225,8 @@ def _value(key: str, value: Any) -> str:
         return value
     if key == "p":
         return "< 0.001" if value < 0.001 else f"{value:.2g}"
+    if key == "accuracy":
+        return f"{value:.3f}"
     return f"{value:,.0f}" if float(value).is_integer() and abs(value) >= 2 else f"{value:.2f}".replace("-0.00", "0.00")
 
 
@@ -243,9 +246,10 @@ def of_published_tables() -> dict[str, str]:
     quality; lowest and highest are those that are known exactly. `published half` counts the pairs in which FDM at half
     of the training is no worse than its baseline at the end, `published third` does so for evaluations; `published
     within` counts those within the tolerance, and `published nothing to save` those whose baseline is; `published
-    better` counts those in which FDM is better at the end, with as much training. `published steps by ratio` and `by
-    difference` count the pairs in which going to the fewest evaluations costs FDM less, and `published equal` the rows
-    in which VP and VP-FDM are equal.
+    better` counts those in which FDM is better at the end, with as much training. `published holds, steps` and
+    `published nothing to save, steps` are verdicts on evaluations. `published steps by ratio` and `by difference` count
+    the pairs in which going to the fewest evaluations costs FDM less, and `published equal` the rows in which VP and
+    VP-FDM are equal.
     """
     out, counts = dict[str, str](), dict[str, Iterable[bool]]()
     for number, cost in ((1, "duration_mimg"), (2, "nfe"), (3, "nfe")):
@@ -273,6 +277,8 @@ def of_published_tables() -> dict[str, str]:
     counts["nothing to save"] = half["verdict"] == "nothing to save"
     counts["hold, stricter"] = half["verdict with half the tolerance"] == "holds"
     counts["nothing to save, stricter"] = half["verdict with half the tolerance"] == "nothing to save"
+    judged = published.fewer_steps()["verdict"]
+    counts |= {f"{verdict}, steps": judged == verdict for verdict in ("holds", "nothing to save")}
     out |= {f"published {name}": f"{sum(found)} of {len([*found])}" for name, found in counts.items()}
     shares = published.costs()
     for row in shares.to_dict("records"):

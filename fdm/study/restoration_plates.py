@@ -143,7 +143,7 @@ def contraction() -> Figure:
 def kernels(table: pd.DataFrame) -> Figure:
     """FDM less its baseline with each system, PSNR over all tasks; shaded is what counts as equal.
 
-    A point beyond the frame is an arrow.
+    What lies beyond the frame, a point or the end of an interval, is an arrow.
     """
     table = table.iloc[::-1].reset_index(drop=True)
     names = [*dict.fromkeys(table["system"])]
@@ -154,9 +154,12 @@ def kernels(table: pd.DataFrame) -> Figure:
         y = names.index(row["system"]) + 0.15 * (numbers.index(row["nfe"]) - (len(numbers) - 1) / 2)
         low, high = max(row["low"], -1.5), min(row["high"], 1.5)
         ax.plot([low, high], [y, y], color=colours[row["nfe"]], lw=1)
-        marker = "." if abs(row["difference"]) <= 1.5 else ">" if row["difference"] > 0 else "<"
-        ax.plot(np.clip(row["difference"], -1.5, 1.5), y, marker, color=colours[row["nfe"]],
-                label=f"{row['nfe']:.0f} evaluations")  # fmt: skip
+        for end, arrow in ((row["low"], "<"), (row["high"], ">")):
+            if abs(end) > 1.5:
+                ax.plot(np.clip(end, -1.5, 1.5), y, arrow, color=colours[row["nfe"]], ms=5)
+        if abs(row["difference"]) <= 1.5:
+            many = f"{row['nfe']:.0f} evaluation{'s' * (row['nfe'] > 1)}"
+            ax.plot(row["difference"], y, ".", color=colours[row["nfe"]], label=many)
     ax.axvspan(-restored.TOLERANCE, restored.TOLERANCE, color=GREY, alpha=0.2, lw=0)
     ax.axvline(0, color="black", lw=0.8)
     ax.set(yticks=range(len(names)), xlabel="FDM less its baseline, PSNR in dB", xlim=(-1.55, 1.55))

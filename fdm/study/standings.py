@@ -294,7 +294,7 @@ def summary(table: pd.DataFrame, mixed: pd.DataFrame, nfe: int) -> pd.DataFrame:
 
 
 def expected(comparisons: int) -> float:
-    """How many of so many comparisons would count on one side by chance alone, at most, if one space decided."""
+    """How many of so many comparisons would count on one side by chance alone, if one space decided."""
     return TAIL * comparisons
 
 

@@ -185,9 +185,13 @@ def surface(profile: Profile, rows: pd.DataFrame, nfe: int) -> Figure:
 
 def scalars(profile: Profile, tuned: pd.DataFrame, oracle: pd.DataFrame) -> Figure:
     """The best scale of epsilon scaling less 1, and the best share of DCW, by evaluations, exact denoisers beside."""
-    shown = [("epsilon scaling", "scale", 1), ("DCW", "low", 0), ("iPNDM, scaled", "scale", 1)]
+    shown = [
+        ("epsilon scaling", "scale", 1, "best scale less 1"),
+        ("DCW", "low", 0, "best share added in the low band"),
+        ("iPNDM, scaled", "scale", 1, "best scale less 1"),
+    ]
     figure, axes = plt.subplots(1, len(shown), figsize=(12, 3.2), layout="constrained")
-    for ax, (system, name, less) in zip(axes, shown, strict=True):
+    for ax, (system, name, less, told) in zip(axes, shown, strict=True):
         mine = select(tuned, system=system)
         for cell, line in mine.groupby("cell", sort=False):
             par = profile.cells[str(cell)]
@@ -199,8 +203,7 @@ def scalars(profile: Profile, tuned: pd.DataFrame, oracle: pd.DataFrame) -> Figu
             ax.plot(
                 line["nfe"], standings.option(line, name) - less, ":", color=GREY, label="exact, the mixture of three"
             )
-        ax.set(xscale="log", title=system, xlabel="network evaluations",
-               ylabel=f"best {name}{' - 1' if less else ''}")  # fmt: skip
+        ax.set(xscale="log", title=system, xlabel="network evaluations", ylabel=told)
         _evaluations(ax, standings.of(profile).nfe)
     figure.legend(*axes[1].get_legend_handles_labels(), loc="outside right upper", fontsize=7)
     return figure
