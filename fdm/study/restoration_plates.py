@@ -154,9 +154,9 @@ def kernels(table: pd.DataFrame) -> Figure:
         y = names.index(row["system"]) + 0.15 * (numbers.index(row["nfe"]) - (len(numbers) - 1) / 2)
         low, high = max(row["low"], -1.5), min(row["high"], 1.5)
         ax.plot([low, high], [y, y], color=colours[row["nfe"]], lw=1)
-        for end, arrow in ((row["low"], "<"), (row["high"], ">")):
+        for end in (row["low"], row["high"]):
             if abs(end) > 1.5:
-                ax.plot(np.clip(end, -1.5, 1.5), y, arrow, color=colours[row["nfe"]], ms=5)
+                ax.plot(np.clip(end, -1.5, 1.5), y, ">" if end > 0 else "<", color=colours[row["nfe"]], ms=5)
         if abs(row["difference"]) <= 1.5:
             many = f"{row['nfe']:.0f} evaluation{'s' * (row['nfe'] > 1)}"
             ax.plot(row["difference"], y, ".", color=colours[row["nfe"]], label=many)
