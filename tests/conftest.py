@@ -1,5 +1,6 @@
 """What several tests need: a study in an empty folder, and a small data set with the models' names."""
 
+import functools
 import shutil
 import threading
 from pathlib import Path
@@ -19,6 +20,8 @@ from fdm.study.profiles import Profile
 
 from .published_format import persistence  # noqa: F401, a fixture
 from .scratch import ROOT, Scratch
+
+WEEKLY = functools.partial(pytest.param, marks=pytest.mark.weekly)
 
 ORACLES = Path(__file__).parent / "oracles"
 # The files that take longest, which `make test` hands out first: no process then ends with a long one alone.
@@ -42,16 +45,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
 
 
+def study_in(folder: Path) -> Path:
+    """Copy the parameters of all profiles and the code to a folder."""
+    for name in ("params.yaml", "dvc.yaml", "README.md"):
+        if (ROOT / name).exists():
+            shutil.copy(ROOT / name, folder / name)
+    shutil.copytree(ROOT / "fdm", folder / "fdm", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "profiles", folder / "profiles")
+    shutil.copytree(ROOT / "results" / "published", folder / "results" / "published")
+    return folder
+
+
 @pytest.fixture
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the parameters of all profiles and the code, as the working directory."""
-    for name in ("params.yaml", "dvc.yaml", "README.md"):
-        if (ROOT / name).exists():
-            shutil.copy(ROOT / name, tmp_path / name)
-    shutil.copytree(ROOT / "fdm", tmp_path / "fdm", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
-    shutil.copytree(ROOT / "results" / "published", tmp_path / "results" / "published")
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(study_in(tmp_path))
     return tmp_path
 
 

@@ -67,8 +67,8 @@ def known(smoke, monkeypatch):
 
 @pytest.fixture
 def coarse(monkeypatch):
-    """Six noise levels, where a test does not look at what is between them."""
-    monkeypatch.setattr(errors, "SIGMAS", errors.SIGMAS[::4])
+    """Three noise levels, where a test does not look at what is between them."""
+    monkeypatch.setattr(errors, "SIGMAS", errors.SIGMAS[::8])
 
 
 @pytest.fixture

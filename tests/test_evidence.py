@@ -11,7 +11,7 @@ from fdm.params import SNAPSHOTS
 from fdm.study import errors, evidence, findings, intervals, profiles, published, rules
 from fdm.study.rules import Estimate
 
-from .conftest import change
+from .conftest import WEEKLY, change
 
 SIGMAS = errors.SIGMAS.tolist()
 FD = "FD(EfficientNet-Lite0)"
@@ -238,8 +238,8 @@ def of_pair(metric, reduced, whole, at):
     ((0.3, rules.QUALITY, 0.0), "inconclusive"),
 ])  # fmt: skip
 @pytest.mark.parametrize(("name", "claim", "metric", "reduced", "whole"), [
-    ("exact", "C3", "error", 0.5, 1.0), ("exact", "C4", "flow", 9, 25), ("fashion-16", "C3", "samples", 0.5, 1.0),
-    ("fashion-16", "C4", "samples", 9, 1.0),
+    ("exact", "C3", "error", 0.5, 1.0), WEEKLY("exact", "C4", "flow", 9, 25),
+    WEEKLY("fashion-16", "C3", "samples", 0.5, 1.0), ("fashion-16", "C4", "samples", 9, 1.0),
 ])  # fmt: skip
 def test_a_saving_has_the_verdict_that_the_effects_imply(study, name, claim, metric, reduced, whole, at, verdict):
     profile = target_of(study, name)
@@ -260,7 +260,7 @@ def test_a_saving_has_the_verdict_that_the_effects_imply(study, name, claim, met
 
 @pytest.mark.parametrize(("size", "verdict"), [(-0.1, "holds"), (0.0, "equivalent"), (0.1, "harmful"),
                                                (rules.EFFECT, "inconclusive")])  # fmt: skip
-@pytest.mark.parametrize("name", ["exact", "fashion-16"])
+@pytest.mark.parametrize("name", ["exact", WEEKLY("fashion-16")])
 @pytest.mark.parametrize(("claim", "share"), [("C5", 0.25), ("kernel", 1.0)])
 def test_an_effect_has_the_verdict_that_it_implies(study, name, claim, share, size, verdict):
     """It is the mean over frameworks and over the other change; what it is at other shares does not count."""

@@ -1,6 +1,5 @@
 """The real pipeline, in a scratch copy of this checkout: the smoke profile, the lock, and the notebooks."""
 
-import functools
 import json
 import re
 import shutil
@@ -18,11 +17,10 @@ from fdm.params import SNAPSHOTS
 from fdm.repro import notebooks, pipeline, plan
 from fdm.study import measurements, profiles
 
-from .conftest import ROOT
+from .conftest import ROOT, WEEKLY
 from .scratch import RESULTS, SMOKE, Scratch
 
 pytestmark = pytest.mark.slow
-WEEKLY = functools.partial(pytest.param, marks=pytest.mark.weekly)
 
 
 @pytest.fixture(scope="module")

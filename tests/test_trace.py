@@ -16,6 +16,7 @@ from fdm.study import evidence, figures, findings, measure, profiles, report, ta
 from fdm.study.profiles import Profile
 
 from . import made_up
+from .conftest import study_in
 from .scratch import ROOT
 
 FD = "FD(EfficientNet-Lite0)"
@@ -69,9 +70,24 @@ def profile(study: Path) -> Profile:
     return profile
 
 
+@pytest.fixture(scope="module")
+def concluded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study with tables of the evidence, of a few cells."""
+    study = study_in(tmp_path_factory.mktemp("concluded"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(study)
+        conclude(study)
+    return study
+
+
 @pytest.fixture
-def exact(study: Path) -> Profile:
-    """Tables of the evidence, of a few cells."""
+def exact(concluded: Path, monkeypatch: pytest.MonkeyPatch) -> Profile:
+    """The evidence in that study, which is the working directory; it is left as it is."""
+    monkeypatch.chdir(concluded)
+    return profiles.find("exact")
+
+
+def conclude(study: Path) -> None:
     path = study / "profiles" / "exact" / "params.yaml"
     values = yaml.safe_load(path.read_text()) | {"seeds": [0, 1]}
     kept = [cell for cell in values["cells"] if re.fullmatch(r"\w+-(baseline|fdm)(-warmup|-one)?", cell)]
@@ -84,7 +100,6 @@ def exact(study: Path) -> Profile:
     for name, table in (content | {"verdicts": evidence.verdicts(profile)}).items():
         tables.write_table(table, profile.results / "tables", name, name)
     figures.save(Figure(figsize=(1, 1)), profile.results / "figures" / "05_evidence", "answer", ["runs/*/errors.csv"])
-    return profile
 
 
 def parts_of(text: str, *parts: str) -> None:
