@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from fdm.params import SNAPSHOTS
-from fdm.study import errors, evidence, findings, intervals, profiles, published, rules
+from fdm.study import errors, evidence, findings, intervals, measurements, profiles, published, rules
 from fdm.study.rules import Estimate
 
 from .conftest import WEEKLY, change
@@ -155,6 +155,19 @@ def test_the_papers_own_table_is_judged_by_the_same_rule():
             assert row["verdict"] == ("partly" if end < 1 else "does not hold")
         else:
             assert row["verdict"] == ("holds" if control > 1.1 else "inconclusive")
+
+
+def test_fewer_steps_in_the_papers_tables_are_judged_by_the_same_rule():
+    table = published.fewer_steps().set_index(["table", "framework"])
+    assert len(table) == 6
+    edm = table.loc[2, "edm"]
+    fids = {key: measurements.published(2).query("framework == 'edm'").set_index(["kernel", "nfe"])["fid"][key]
+            for key in (("fdm", 25), ("baseline", 25), ("baseline", 79))}  # fmt: skip
+    assert edm["FDM with fewest"] == pytest.approx(fids["fdm", 25] / fids["baseline", 79])
+    assert edm["baseline with fewest"] == pytest.approx(fids["baseline", 25] / fids["baseline", 79])
+    for row in table.to_dict("records"):
+        can = row["baseline with fewest"] < 1.1
+        assert row["FDM with fewest"] < 1.1 and row["verdict"] == ("nothing to save" if can else "holds")
 
 
 # --------------------------------------------------------------------------------------------- made-up studies

@@ -37,9 +37,10 @@ def _judged(fid: pd.Series, reduced: int, whole: int, less: str, more: str) -> d
     """FIDs by kernel and cost over the baseline's at the whole cost, and the verdicts that follow."""
     places = {f"FDM {less}": ("fdm", reduced), f"baseline {less}": ("baseline", reduced), f"FDM {more}": ("fdm", whole)}
     ratios = {name: float(fid[place] / fid["baseline", whole]) for name, place in places.items()}
-    estimates = [Estimate(math.log(ratio), 0.0, 1, 1) for ratio in ratios.values()]
-    stricter = rules.judge_saving(*estimates, tolerance=rules.EFFECT)
-    return ratios | {"verdict": rules.judge_saving(*estimates), "verdict with half the tolerance": stricter}
+    mine, control, full = (Estimate(math.log(ratio), 0.0, 1, 1) for ratio in ratios.values())
+    verdict = rules.judge_saving(mine, control, full)
+    stricter = rules.judge_saving(mine, control, full, tolerance=rules.EFFECT)
+    return ratios | {"verdict": verdict, "verdict with half the tolerance": stricter}
 
 
 def costs() -> pd.DataFrame:
