@@ -368,3 +368,15 @@ def test_the_largest_rate_that_survives_is_told_where_a_larger_one_was_tried():
     assert list(table["model"]) == ["a", "b"]
     assert list(table["largest that survives"]) == ["0.008", "at least 0.008"]
     assert list(table["rate 0.004"]) == [0.11, 0.2]
+
+
+def test_seeds_that_survive_without_and_with_the_warm_up_are_counted_and_compared():
+    told = {"a-lr8": [0.1] * 4, "a-lr64": [0.1, 0.3, 0.9, 0.21], "a-warmup-lr8": [0.12] * 3, "plain": [0.1],
+            "a-warmup-lr64": [0.2, 0.2, 0.2, 0.25], "b-lr8": [0.1]}  # fmt: skip
+    loss = {(cell, 1.0, seed): value for cell, values in told.items() for seed, value in enumerate(values)}
+    series = pd.Series(loss).rename_axis(["cell", "share", "seed"]).sort_index()
+    target = evidence.Target(profiles.load("params.yaml"), pd.DataFrame(), pd.DataFrame(), "", series)
+    table = findings.survival(target).set_index("rate")
+    assert list(table.index) == [0.008, 0.064] and set(table["model"]) == {"a"}
+    assert table.loc[0.064, ["without", "with warm-up"]].tolist() == ["1 of 4", "3 of 4"]
+    assert table.loc[0.064, "p"] == pytest.approx(34 / 70)  # 1 + 16 + 16 + 1 of the 70 ways are as unlikely or more

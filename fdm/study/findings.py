@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import fisher_exact
 
 from fdm.process.frameworks import FRAMEWORKS, SIGMA_DATA, coefficients
 from fdm.study import evidence, rules
@@ -329,6 +330,31 @@ def rates(target: Target) -> pd.DataFrame:
     return pd.DataFrame(out)
 
 
+def survival(target: Target) -> pd.DataFrame:
+    """How many seeds of a model survive a learning rate without and with the warm-up, and Fisher's exact p.
+
+    A seed survives where its error is at most `SURVIVES` times the least of its model's medians over seeds. Of rates at
+    which both were trained.
+    """
+    alive: dict[tuple[str, float], pd.Series] = {}
+    for name in target.loss.index.get_level_values("cell").unique():
+        model, _, rate = str(name).rpartition("-lr")
+        if model:
+            alive[model, int(rate) / 1000] = target.loss.loc[name, 1.0]
+    best = {model: min(each.median() for (other, _), each in alive.items() if other == model) for model, _ in alive}
+    out = []
+    for (model, lr), plain in sorted(alive.items()):
+        if (f"{model}-warmup", lr) in alive:
+            counts = [
+                [int((errors <= SURVIVES * best[name]).sum()), len(errors)]
+                for name, errors in ((model, plain), (f"{model}-warmup", alive[f"{model}-warmup", lr]))
+            ]
+            p = fisher_exact([[count, of - count] for count, of in counts]).pvalue
+            without, with_it = (f"{count} of {of}" for count, of in counts)
+            out.append({"model": model, "rate": lr, "without": without, "with warm-up": with_it, "p": float(p)})
+    return pd.DataFrame(out)
+
+
 def halves(target: Target) -> pd.DataFrame:
     """What half of the training costs each baseline, and FDM at half over the baseline at half, metric by metric.
 
@@ -368,7 +394,7 @@ def dimensions(target: Target) -> pd.DataFrame:
 TABLES = {
     make.__name__: make
     for make in (levels, effects, cells, shifts, shifts_weighted, why, slopes, fair, solver, steps, distances,
-                 gradients, rates, halves, dimensions)
+                 gradients, rates, survival, halves, dimensions)
 }  # fmt: skip
 
 

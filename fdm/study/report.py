@@ -180,7 +180,7 @@ KEYS = {
     "steps": ["framework", "sampler", "target"], "distances": ["cell", "duration", "sigma_max", "target"],
     "halves": ["framework", "metric", "compared", "target"], "dimensions": ["d", "target"],
     "levels": ["framework", "change", "sigma", "target"], "gradients": ["cell", "duration", "ceiling", "target"],
-    "rates": ["model", "target"],
+    "rates": ["model", "target"], "survival": ["model", "rate", "target"],
 }  # fmt: skip
 
 
