@@ -432,3 +432,9 @@ def test_what_words_say_of_the_results_is_so_in_the_tables():
     assert main.loc["VP", "low"] > 1.05 > main.loc["EDM", "high"], "VP's doing"
     assert main.loc["VE", "high"] == pytest.approx(1.05, abs=0.01), "at its edge"
     assert judged.loc[("C4", "EDM", "exact"), "FDM at the full cost"] < 1.05, "worse, or no different"
+    pictures = measurements.select(measurements.read(folder / "effects.csv"), target="fashion-16", metric="weighted",
+                                   training=1.0).set_index(["framework", "question"])  # fmt: skip
+    assert pictures.loc[("VP", "c_in"), "low"] > 1 > pictures.loc[("EDM", "c_in"), "low"], "on pictures of clothes"
+    for framework in ("VP", "EDM"):
+        warm = pictures.loc[(framework, "warm-up")]
+        assert warm["low"] < 1 < warm["high"], "the warm-up makes no difference beyond chance"
