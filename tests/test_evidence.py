@@ -377,6 +377,6 @@ def test_seeds_that_survive_without_and_with_the_warm_up_are_counted_and_compare
     series = pd.Series(loss).rename_axis(["cell", "share", "seed"]).sort_index()
     target = evidence.Target(profiles.load("params.yaml"), pd.DataFrame(), pd.DataFrame(), "", series)
     table = findings.survival(target).set_index("rate")
-    assert list(table.index) == [0.008, 0.064] and set(table["model"]) == {"a"}
-    assert table.loc[0.064, ["without", "with warm-up"]].tolist() == ["1 of 4", "3 of 4"]
-    assert table.loc[0.064, "p"] == pytest.approx(34 / 70)  # 1 + 16 + 16 + 1 of the 70 ways are as unlikely or more
+    assert list(table.index) == ["0.008", "0.064"] and set(table["model"]) == {"a"}
+    assert table.loc["0.064", ["without", "with warm-up"]].tolist() == ["1 of 4", "3 of 4"]
+    assert table.loc["0.064", "p"] == pytest.approx(34 / 70)  # 1 + 16 + 16 + 1 of the 70 ways are as unlikely or more

@@ -351,7 +351,7 @@ def survival(target: Target) -> pd.DataFrame:
             ]
             p = fisher_exact([[count, of - count] for count, of in counts]).pvalue
             without, with_it = (f"{count} of {of}" for count, of in counts)
-            out.append({"model": model, "rate": lr, "without": without, "with warm-up": with_it, "p": float(p)})
+            out.append({"model": model, "rate": f"{lr:g}", "without": without, "with warm-up": with_it, "p": float(p)})
     return pd.DataFrame(out)
 
 
